@@ -1,0 +1,50 @@
+"""DenseNet from scratch: the finished form of what the chapters of the course build.
+
+Each module mirrors a chapter and imports only from earlier ones. Figures (``plots``), interactive
+figures (``widgets``) and exercise checks (``checks``) are imported where they are used.
+"""
+
+from densenet_from_scratch.data import load_data
+from densenet_from_scratch.dense import BottleneckLayer, DenseBlock, DenseLayer
+from densenet_from_scratch.model import (
+    DenseNet,
+    densenet121,
+    densenet161,
+    densenet169,
+    densenet201,
+    densenet264,
+    densenet_cifar,
+    from_torchvision,
+    to_torchvision,
+)
+from densenet_from_scratch.plain import PlainLayer, PlainNet
+from densenet_from_scratch.residual import ResidualLayer, ResidualNet
+from densenet_from_scratch.train import History, Recipe, evaluate, train
+from densenet_from_scratch.transition import Transition
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BottleneckLayer",
+    "DenseBlock",
+    "DenseLayer",
+    "DenseNet",
+    "History",
+    "PlainLayer",
+    "PlainNet",
+    "Recipe",
+    "ResidualLayer",
+    "ResidualNet",
+    "Transition",
+    "densenet121",
+    "densenet161",
+    "densenet169",
+    "densenet201",
+    "densenet264",
+    "densenet_cifar",
+    "evaluate",
+    "from_torchvision",
+    "load_data",
+    "to_torchvision",
+    "train",
+]

@@ -1,0 +1,69 @@
+"""One-line errors for bad arguments: they name the argument, the value and what is allowed."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def check_count(name: str, value: Any, minimum: int = 1) -> int:
+    """Return ``value`` if it is an integer of at least ``minimum``; raise ``ValueError`` if not."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}")
+    return value
+
+
+def check_fraction(name: str, value: Any, *, zero: bool = False, one: bool = True) -> float:
+    """Return ``value`` if it is a number between 0 and 1 (ends by choice); else ``ValueError``."""
+    interval = f"{'[' if zero else '('}0, 1{']' if one else ')'}"
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (number and 0 <= value <= 1 and (zero or value != 0) and (one or value != 1)):
+        raise ValueError(f"{name} must be a number in {interval}, got {value!r}")
+    return float(value)
+
+
+def check_choice(name: str, value: Any, allowed: Iterable[Any]) -> Any:
+    """Return ``value`` if it is one of ``allowed``; raise ``ValueError`` naming them if not."""
+    allowed = tuple(allowed)
+    # 1 == True in Python, so an equal value of another type is not good enough.
+    if not any(value == choice and type(value) is type(choice) for choice in allowed):
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+    return value
+
+
+def check_images(x: Tensor, channels: int, minimum_size: int = 1) -> Tensor:
+    """Return ``x`` if it is a batch of images the network can take; raise ``ValueError`` if not.
+
+    Args:
+        x: the candidate, which must have shape (N, ``channels``, H, W) with H and W of at least
+            ``minimum_size`` pixels.
+        channels: channels the network was built for.
+        minimum_size: the smallest height and width it can down-sample, in pixels.
+    """
+    shape = tuple(x.shape)
+    if x.dim() != 4 or shape[1] != channels:
+        raise ValueError(f"x must have shape (N, {channels}, H, W), got {shape}")
+    if min(shape[2:]) < minimum_size:
+        raise ValueError(f"x must be at least {minimum_size} pixels high and wide, got {shape}")
+    return x
+
+
+def check_device(device: str | torch.device) -> torch.device:
+    """Turn ``"auto"`` or a device name into a device that exists here.
+
+    ``"auto"`` is the GPU when there is one and the CPU otherwise.
+
+    Raises:
+        ValueError: ``device`` is not a device name, or asks for a GPU where there is none.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        result = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device must be 'auto', 'cpu' or 'cuda', got {device!r}") from None
+    if result.type == "cuda" and (result.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise ValueError(f"device must exist: PyTorch finds {found} CUDA GPUs, got {device!r}")
+    return result

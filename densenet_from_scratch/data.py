@@ -1,0 +1,241 @@
+"""Real images to learn from (chapter 0).
+
+The default is scikit-learn's ``digits``: 1,797 scanned handwritten digits of 8×8 pixels, which
+come inside that package, so nothing is downloaded. CIFAR-10, CIFAR-100 and Fashion-MNIST go
+through torchvision and are read from disk; they are downloaded only when you ask.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torchvision import datasets, transforms
+
+from densenet_from_scratch.arguments import check_choice, check_count, check_fraction
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set in two parts, and what a network must know about it.
+
+    Attributes:
+        name: the name :func:`load_data` was called with.
+        train: pairs of an image, float (C, H, W), normalised with the mean and standard deviation
+            of the training images, and a class number.
+        test: pairs of the same kind that training never sees.
+        class_names: a name for each class number.
+        image_shape: (C, H, W) of every image.
+    """
+
+    name: str
+    train: Dataset
+    test: Dataset
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.class_names)
+
+
+@dataclass(frozen=True)
+class _TorchvisionSource:
+    make: Callable[..., Any]
+    folder: str  # where torchvision puts it under the root
+    mean: tuple[float, ...]  # per channel, of the training images scaled to [0, 1]
+    std: tuple[float, ...]
+    image_shape: tuple[int, int, int]
+
+
+_CIFAR10_STATISTICS = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+_CIFAR100_STATISTICS = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
+_TORCHVISION = {
+    "fashion-mnist": _TorchvisionSource(
+        datasets.FashionMNIST, "FashionMNIST", (0.2860,), (0.3530,), (1, 28, 28)
+    ),
+    "cifar10": _TorchvisionSource(
+        datasets.CIFAR10, "cifar-10-batches-py", *_CIFAR10_STATISTICS, (3, 32, 32)
+    ),
+    "cifar100": _TorchvisionSource(
+        datasets.CIFAR100, "cifar-100-python", *_CIFAR100_STATISTICS, (3, 32, 32)
+    ),
+}
+DATASETS = ("digits", *_TORCHVISION)
+
+
+def load_data(
+    name: str = "digits",
+    root: str | Path = "data",
+    *,
+    download: bool = False,
+    augment: bool = False,
+) -> Data:
+    """Load a data set by name.
+
+    Args:
+        name: one of ``DATASETS``.
+        root: the folder that holds torchvision's data sets, in torchvision's own layout. The
+            digits need none.
+        download: fetch a missing data set into ``root``. A download that fails leaves ``root`` as
+            it was.
+        augment: mirror and shift the training images at random, the "+" of the DenseNet paper's
+            "C10+" (section 4.1). Not for the digits, since a mirrored digit is no digit.
+
+    Returns:
+        The data, normalised. The digits are split once and for all into 1,297 training and 500
+        test images with every class in proportion.
+
+    Raises:
+        ValueError: ``name`` is unknown, or ``augment`` was asked of the digits.
+        FileNotFoundError: the data set is not under ``root`` and ``download`` is false.
+        RuntimeError: its files are there but damaged.
+    """
+    check_choice("name", name, DATASETS)
+    if name == "digits":
+        if augment:
+            raise ValueError("augment must be False for 'digits' (no mirrored digits), got True")
+        return _load_digits()
+    return _load_torchvision(name, Path(root), download, augment)
+
+
+def _load_digits() -> Data:
+    bunch = load_digits()
+    images = torch.tensor(bunch.images, dtype=torch.float32).unsqueeze(1) / 16  # (1797, 1, 8, 8)
+    labels = torch.tensor(bunch.target)
+    train, test = train_test_split(
+        torch.arange(len(labels)), test_size=500, stratify=labels, random_state=0
+    )
+    images = (images - images[train].mean()) / images[train].std()
+    names = tuple(str(digit) for digit in bunch.target_names)
+    return Data(
+        "digits",
+        TensorDataset(images[train], labels[train]),
+        TensorDataset(images[test], labels[test]),
+        names,
+        (1, 8, 8),
+    )
+
+
+def _load_torchvision(name: str, root: Path, download: bool, augment: bool) -> Data:
+    source = _TORCHVISION[name]
+    if not (root / source.folder).exists():
+        if not download:
+            raise FileNotFoundError(
+                f"data set {name!r} is not at {root / source.folder}; pass download=True to fetch "
+                f"it, or root= the folder that holds {source.folder}"
+            )
+        _download(source, root)
+    normalise = [transforms.ToTensor(), transforms.Normalize(source.mean, source.std)]
+    # Section 4.1 of the paper: mirror, and pad by 4 pixels then crop back.
+    distort = [
+        transforms.RandomHorizontalFlip(),
+        transforms.RandomCrop(source.image_shape[1:], padding=4),
+    ]
+    try:
+        train = source.make(
+            root,
+            train=True,
+            transform=transforms.Compose((distort if augment else []) + normalise),
+        )
+        test = source.make(root, train=False, transform=transforms.Compose(normalise))
+    except Exception as error:
+        # Torchvision says "not found or corrupted"; the folder is there, so it is the latter.
+        raise RuntimeError(
+            f"data set {name!r} at {root / source.folder} is damaged ({error}); delete that folder "
+            "and load again with download=True"
+        ) from error
+    return Data(name, train, test, tuple(train.classes), source.image_shape)
+
+
+def _download(source: _TorchvisionSource, root: Path) -> None:
+    """Fetch into a folder beside the destination, then move: all of it arrives, or nothing."""
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as scratch:
+        source.make(scratch, train=True, download=True)
+        shutil.move(str(Path(scratch) / source.folder), root / source.folder)
+
+
+def labels_of(dataset: Dataset) -> Tensor:
+    """Return the class number of every image, shape (N,), without decoding the images."""
+    if isinstance(dataset, Subset):
+        return labels_of(dataset.dataset)[torch.as_tensor(dataset.indices)]
+    if isinstance(dataset, TensorDataset):
+        return dataset.tensors[1]
+    return torch.as_tensor(dataset.targets)  # type: ignore[attr-defined]  # torchvision's own name
+
+
+def stratified_split(dataset: Dataset, fraction: float, seed: int = 0) -> tuple[Subset, Subset]:
+    """Split at random into ``fraction`` of the images and the rest, every class in proportion.
+
+    Args:
+        dataset: what to split.
+        fraction: share of the first part, between 0 and 1 and neither.
+        seed: the same seed gives the same split.
+
+    Returns:
+        Two subsets that together hold every image once.
+
+    Raises:
+        ValueError: ``fraction`` is out of range, or leaves a part with fewer images than classes.
+    """
+    check_fraction("fraction", fraction, one=False)
+    labels = labels_of(dataset)
+    size, classes = round(len(labels) * fraction), len(labels.unique())
+    if not classes <= size <= len(labels) - classes:
+        raise ValueError(
+            f"fraction must leave at least {classes} images, one a class, in each part of "
+            f"{len(labels)}, got {fraction!r}"
+        )
+    first, second = train_test_split(
+        list(range(len(labels))), train_size=size, stratify=labels, random_state=seed
+    )
+    return Subset(dataset, first), Subset(dataset, second)
+
+
+def stratified_subset(dataset: Dataset, fraction: float, seed: int = 0) -> Dataset:
+    """Return a random ``fraction`` of the images, every class in proportion; 1 returns them all.
+
+    Raises:
+        ValueError: as :func:`stratified_split`.
+    """
+    if check_fraction("fraction", fraction) == 1:
+        return dataset
+    return stratified_split(dataset, fraction, seed)[0]
+
+
+def make_loader(
+    dataset: Dataset,
+    batch_size: int = 64,
+    *,
+    shuffle: bool = False,
+    seed: int = 0,
+    num_workers: int = 0,
+) -> DataLoader:
+    """Return batches of images (N, C, H, W) and class numbers (N,), in an order fixed by ``seed``.
+
+    Args:
+        dataset: what to read.
+        batch_size: images in a batch, N; the last batch may be smaller.
+        shuffle: a new order each epoch, as training wants.
+        seed: seeds the order, and the workers' random augmentation.
+        num_workers: processes that prepare images; 0 prepares them in this one.
+
+    Raises:
+        ValueError: ``batch_size`` is not positive or ``num_workers`` is negative.
+    """
+    return DataLoader(
+        dataset,
+        check_count("batch_size", batch_size),
+        shuffle=shuffle,
+        num_workers=check_count("num_workers", num_workers, minimum=0),
+        generator=torch.Generator().manual_seed(seed),
+    )

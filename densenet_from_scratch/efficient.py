@@ -1,0 +1,66 @@
+"""Ways of running a dense block in less memory, with the same result to the bit (chapter 10).
+
+Plain training stores, for every layer, the concatenation of all earlier maps and its normalised
+copy: a memory that grows with the square of the depth. Pleiss et al. (2017), "Memory-Efficient
+Implementation of DenseNets", do not store them but compute them again in the backward pass.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from densenet_from_scratch.dense import BottleneckLayer, DenseBlock, DenseLayer
+
+
+@contextmanager
+def frozen_statistics(norm: nn.BatchNorm2d) -> Iterator[None]:
+    """Let ``norm`` normalise without touching its running statistics.
+
+    A checkpointed BatchNorm runs twice in a training step, and would count the batch twice.
+    """
+    tracked = norm.track_running_stats
+    norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        norm.track_running_stats = tracked
+
+
+class CheckpointedBlock(DenseBlock):
+    """A dense block that recomputes concatenation, norm1, ReLU and conv1 in the backward pass.
+
+    Arguments, weights, outputs, gradients and running statistics are those of
+    :class:`~densenet_from_scratch.dense.DenseBlock`. Stored for each layer: its k new maps and the
+    bottleneck's output.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, k_0, H, W) to (N, k_0 + kL, H, W)."""
+        features = [x]
+        for layer in self.layers:
+            features.append(layer.after_conv1(_checkpointed_conv1(layer, features)))
+        return torch.cat(features, dim=1)
+
+
+def _checkpointed_conv1(layer: DenseLayer | BottleneckLayer, features: list[Tensor]) -> Tensor:
+    def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
+        return nullcontext(), frozen_statistics(layer.norm1)  # forward, recomputation
+
+    return checkpoint(
+        lambda *maps: layer.through_conv1(torch.cat(maps, dim=1)),
+        *features,
+        use_reentrant=False,
+        preserve_rng_state=False,  # nothing in this part is random
+        context_fn=contexts,
+    )
+
+
+BLOCK_TYPES: dict[bool | str, type[DenseBlock]] = {
+    False: DenseBlock,
+    True: CheckpointedBlock,
+    "checkpoint": CheckpointedBlock,
+}
+"""The values of ``DenseNet(efficient=...)``: ``True`` is the best of the exact ways."""

@@ -1,0 +1,271 @@
+"""The whole DenseNet, for small images and for ImageNet (chapter 7)."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from densenet_from_scratch.arguments import check_choice, check_count, check_images
+from densenet_from_scratch.efficient import BLOCK_TYPES
+from densenet_from_scratch.transition import Transition
+
+
+class SmallStem(nn.Sequential):
+    """The stem for small images: one 3×3 convolution at full size (section 3, CIFAR and SVHN)."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
+
+
+class ImageNetStem(nn.Sequential):
+    """The stem for ImageNet: 7×7 convolution, stride 2, BN, ReLU, 3×3 max-pool, stride 2 (Table 1).
+
+    It leaves a quarter of the height and width.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, kernel_size=7, stride=2, padding=3, bias=False
+        )
+        self.norm = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU()
+        self.pool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+
+
+class DenseNet(nn.Module):
+    """DenseNet and its variants B, C and BC (Huang et al. 2017, sections 3 and 4, Table 1).
+
+    The names and defaults of the arguments are those of the well-known memory-efficient
+    implementation, so its call sites work; the default network is DenseNet-BC with L = 100 and
+    k = 12 for images of CIFAR's size.
+
+    Args:
+        growth_rate: maps each layer adds, k.
+        block_config: layers in each dense block.
+        compression: θ, the share of maps that a transition keeps; 1 keeps all.
+        num_init_features: maps that the stem makes, k_0.
+        bn_size: width of a bottleneck in units of k.
+        drop_rate: dropout after each dense layer; the paper uses 0.2 without augmentation.
+        num_classes: classes to tell apart.
+        small_inputs: the 3×3 stem for small images, or the 7×7 one of ImageNet.
+        efficient: how dense blocks run: ``False`` plainly; ``"checkpoint"`` recomputes in the
+            backward pass to save memory; ``True`` is the best way that gives the same results.
+        bottleneck: bottleneck layers (B) or basic ones.
+        in_channels: channels of the image.
+
+    Raises:
+        ValueError: an argument is out of range; the message names it, its value and the range.
+    """
+
+    def __init__(
+        self,
+        growth_rate: int = 12,
+        block_config: Sequence[int] = (16, 16, 16),
+        compression: float = 0.5,
+        num_init_features: int = 24,
+        bn_size: int = 4,
+        drop_rate: float = 0.0,
+        num_classes: int = 10,
+        small_inputs: bool = True,
+        efficient: bool | str = False,
+        bottleneck: bool = True,
+        in_channels: int = 3,
+    ) -> None:
+        super().__init__()
+        check_count("num_classes", num_classes)
+        check_count("in_channels", in_channels)
+        channels = check_count("num_init_features", num_init_features)
+        if not block_config:
+            raise ValueError(f"block_config must have at least one block, got {block_config!r}")
+        block_type = BLOCK_TYPES[check_choice("efficient", efficient, BLOCK_TYPES)]
+
+        stem_type = SmallStem if small_inputs else ImageNetStem
+        self.stem = stem_type(in_channels, channels)
+        self.blocks = nn.ModuleList()
+        self.transitions = nn.ModuleList()
+        for index, num_layers in enumerate(block_config):
+            check_count(f"block_config[{index}]", num_layers)
+            block = block_type(num_layers, channels, growth_rate, bottleneck, bn_size, drop_rate)
+            self.blocks.append(block)
+            channels = block.out_channels
+            if index < len(block_config) - 1:  # a transition between blocks, none after the last
+                transition = Transition(channels, compression)
+                self.transitions.append(transition)
+                channels = transition.out_channels
+        self.norm = nn.BatchNorm2d(channels)
+        self.classifier = nn.Linear(channels, num_classes)
+
+        # Every transition halves the maps, and the ImageNet stem quarters them, rounding up.
+        self.minimum_size = 2 ** len(self.transitions)
+        if not small_inputs:
+            self.minimum_size = 4 * (self.minimum_size - 1) + 1
+        self.apply(initialise)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Map images (N, C, H, W) to the last block's normalised maps, before the ReLU."""
+        x = self.stem(check_images(x, self.stem.conv.in_channels, self.minimum_size))
+        for block, transition in zip(self.blocks, self.transitions, strict=False):
+            x = transition(block(x))
+        return self.norm(self.blocks[-1](x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (N, C, H, W) to logits (N, classes).
+
+        Raises:
+            ValueError: ``x`` is not a batch of images with ``in_channels`` channels, or is smaller
+                than ``minimum_size`` pixels.
+        """
+        x = F.relu(self.features(x)).mean(dim=(2, 3))  # global average pooling
+        return self.classifier(x)
+
+    @property
+    def depth(self) -> int:
+        """L as the paper counts it: convolutions on the path from image to logits, plus one."""
+        layers = [layer for block in self.blocks for layer in block.layers]  # type: ignore[union-attr]
+        per_layer = 2 if hasattr(layers[0], "conv2") else 1
+        return 1 + per_layer * len(layers) + len(self.transitions) + 1
+
+
+def initialise(module: nn.Module) -> None:
+    """Draw a convolution's weights from N(0, 2 / fan-in), and zero a linear layer's bias.
+
+    The paper's choice (section 4.2), from He et al. (2015), "Delving Deep into Rectifiers": it
+    keeps a signal's variance constant through conv and ReLU. BatchNorm keeps PyTorch's default of
+    scale 1 and shift 0.
+    """
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight)
+    elif isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)
+
+
+def densenet_cifar(
+    depth: int,
+    growth_rate: int,
+    bottleneck: bool = True,
+    compression: float = 0.5,
+    *,
+    drop_rate: float = 0.0,
+    num_classes: int = 10,
+    efficient: bool | str = False,
+    in_channels: int = 3,
+) -> DenseNet:
+    """Build a network of the paper's CIFAR and SVHN experiments (sections 3 and 4) from L and k.
+
+    Three equal blocks. L counts the stem, two transitions, the classifier and the layers' own
+    convolutions, one a layer or two with a bottleneck, so L = 3n + 4 or L = 6n + 4. DenseNet-BC
+    starts with 2k maps and the others with 16.
+
+    Args:
+        depth: L.
+        growth_rate: k.
+        bottleneck: DenseNet-B.
+        compression: θ; below 1 it is DenseNet-C.
+        drop_rate: dropout after each dense layer.
+        num_classes: classes to tell apart.
+        efficient: how dense blocks run, see :class:`DenseNet`.
+        in_channels: channels of the image.
+
+    Raises:
+        ValueError: no such network has depth ``depth``, or another argument is out of range.
+    """
+    step = 6 if bottleneck else 3
+    check_count("depth", depth, minimum=step + 4)
+    if (depth - 4) % step:
+        below = depth - (depth - 4) % step
+        raise ValueError(
+            f"depth must be {step}n + 4 with {'' if bottleneck else 'no '}bottleneck "
+            f"(nearest: {below} and {below + step}), got {depth}"
+        )
+    check_count("growth_rate", growth_rate)
+    return DenseNet(
+        growth_rate=growth_rate,
+        block_config=((depth - 4) // step,) * 3,
+        compression=compression,
+        num_init_features=2 * growth_rate if bottleneck and compression < 1 else 16,
+        drop_rate=drop_rate,
+        num_classes=num_classes,
+        efficient=efficient,
+        bottleneck=bottleneck,
+        in_channels=in_channels,
+    )
+
+
+def _imagenet(
+    growth_rate: int, block_config: tuple[int, ...], num_classes: int, efficient: bool | str
+) -> DenseNet:
+    return DenseNet(
+        growth_rate=growth_rate,
+        block_config=block_config,
+        num_init_features=2 * growth_rate,
+        num_classes=num_classes,
+        small_inputs=False,
+        efficient=efficient,
+    )
+
+
+def densenet121(num_classes: int = 1000, *, efficient: bool | str = False) -> DenseNet:
+    """DenseNet-121 of Table 1: k = 32, blocks of 6, 12, 24 and 16 layers."""
+    return _imagenet(32, (6, 12, 24, 16), num_classes, efficient)
+
+
+def densenet161(num_classes: int = 1000, *, efficient: bool | str = False) -> DenseNet:
+    """DenseNet-161, the authors' widest ImageNet network: k = 48, blocks of 6, 12, 36 and 24."""
+    return _imagenet(48, (6, 12, 36, 24), num_classes, efficient)
+
+
+def densenet169(num_classes: int = 1000, *, efficient: bool | str = False) -> DenseNet:
+    """DenseNet-169 of Table 1: k = 32, blocks of 6, 12, 32 and 32 layers."""
+    return _imagenet(32, (6, 12, 32, 32), num_classes, efficient)
+
+
+def densenet201(num_classes: int = 1000, *, efficient: bool | str = False) -> DenseNet:
+    """DenseNet-201 of Table 1: k = 32, blocks of 6, 12, 48 and 32 layers."""
+    return _imagenet(32, (6, 12, 48, 32), num_classes, efficient)
+
+
+def densenet264(num_classes: int = 1000, *, efficient: bool | str = False) -> DenseNet:
+    """DenseNet-264 of Table 1: k = 32, blocks of 6, 12, 64 and 48 layers."""
+    return _imagenet(32, (6, 12, 64, 48), num_classes, efficient)
+
+
+def to_torchvision(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename a :class:`DenseNet`'s weights to torchvision's keys; the tensors are shared."""
+    rules = (
+        (r"^stem\.(conv|norm)\.", r"features.\g<1>0."),
+        (
+            r"^blocks\.(\d+)\.layers\.(\d+)\.",
+            lambda m: f"features.denseblock{int(m[1]) + 1}.denselayer{int(m[2]) + 1}.",
+        ),
+        (r"^transitions\.(\d+)\.", lambda m: f"features.transition{int(m[1]) + 1}."),
+        (r"^norm\.", "features.norm5."),
+    )
+    return {_rename(key, rules): value for key, value in state_dict.items()}
+
+
+def from_torchvision(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the weights of a torchvision DenseNet for :meth:`DenseNet.load_state_dict`.
+
+    The downloadable files still spell ``norm.1`` for what the class calls ``norm1``; both work.
+    The tensors are shared.
+    """
+    rules = (
+        (r"\.(norm|conv)\.([12])\.", r".\1\2."),
+        (r"^features\.(conv|norm)0\.", r"stem.\1."),
+        (
+            r"^features\.denseblock(\d+)\.denselayer(\d+)\.",
+            lambda m: f"blocks.{int(m[1]) - 1}.layers.{int(m[2]) - 1}.",
+        ),
+        (r"^features\.transition(\d+)\.", lambda m: f"transitions.{int(m[1]) - 1}."),
+        (r"^features\.norm5\.", "norm."),
+    )
+    return {_rename(key, rules): value for key, value in state_dict.items()}
+
+
+def _rename(key: str, rules: Sequence[tuple]) -> str:
+    for pattern, replacement in rules:
+        key = re.sub(pattern, replacement, key)
+    return key

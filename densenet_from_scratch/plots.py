@@ -1,0 +1,265 @@
+"""The figures of the chapters. They draw what they are given and compute nothing.
+
+Every function returns a matplotlib figure; :func:`show` puts it in a notebook with a text
+alternative. Figures are made without pyplot, so nothing stays open behind the reader's back.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from IPython.display import Markdown, display
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch
+from torch import Tensor
+
+from densenet_from_scratch.arguments import check_choice, check_count
+from densenet_from_scratch.data import Data
+from densenet_from_scratch.train import History
+
+STYLE = Path(__file__).with_name("style.mplstyle")
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's colours, which people with any kind of colour vision can tell apart."""
+COLOURS = dict(zip(("plain", "residual", "dense"), PALETTE, strict=False))
+"""One colour a kind of connection, the same in every figure."""
+MARKERS = {"plain": "o", "residual": "s", "dense": "^"}
+"""And one marker, so that no figure depends on colour."""
+
+
+def new_figure(width: float = 7.2, height: float = 3.6) -> Figure:
+    """Return an empty figure in the course's style; sizes in inches."""
+    with style.context(STYLE):
+        return Figure(figsize=(width, height))
+
+
+def new_axes(
+    width: float = 7.2, height: float = 3.6, rows: int = 1, columns: int = 1, **options: bool | str
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure in the course's style and its axes in reading order; sizes in inches.
+
+    Args:
+        width, height: size of the whole figure.
+        rows, columns: the grid of axes.
+        options: passed to ``Figure.subplots``, such as ``sharey=True``.
+    """
+    with style.context(STYLE):
+        figure = Figure(figsize=(width, height))
+        axes = figure.subplots(rows, columns, squeeze=False, **options)
+    return figure, list(axes.flat)
+
+
+def to_png(figure: Figure) -> bytes:
+    """Return the figure as a PNG image."""
+    buffer = io.BytesIO()
+    with style.context(STYLE):
+        figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def show(figure: Figure, caption: str) -> None:
+    """Display a figure in the notebook with its caption.
+
+    Notebook pages give images no text alternative of their own, so the caption is real text.
+
+    Args:
+        figure: what to show.
+        caption: what the figure says, complete enough for readers who cannot see it.
+
+    Raises:
+        ValueError: ``caption`` is empty.
+    """
+    if not caption.strip():
+        raise ValueError(f"caption must say what the figure shows, got {caption!r}")
+    bundle = {"image/png": to_png(figure), "text/plain": caption}
+    display(bundle, raw=True, metadata={"image/png": {"alt": caption}})
+    display(Markdown(f"*{caption}*"))
+
+
+def image_grid(data: Data, per_class: int = 1) -> Figure:
+    """Draw the first ``per_class`` training images of every class, a column a class."""
+    check_count("per_class", per_class)
+    found: dict[int, list[Tensor]] = {label: [] for label in range(data.num_classes)}
+    for index in range(len(data.train)):  # type: ignore[arg-type]  # all our data sets have a length
+        image, label = data.train[index]
+        if len(found[int(label)]) < per_class:
+            found[int(label)].append(image)
+        if all(len(images) == per_class for images in found.values()):
+            break
+    figure, axes = new_axes(
+        0.72 * data.num_classes, 0.3 + 0.75 * per_class, per_class, data.num_classes
+    )
+    for position, axis in enumerate(axes):
+        row, label = divmod(position, data.num_classes)
+        draw_image(axis, found[label][row])
+        if row == 0:
+            axis.set_title(data.class_names[label], loc="center")
+    return figure
+
+
+def draw_image(axis: Axes, image: Tensor) -> None:
+    """Draw one image (C, H, W), stretched to the full range of grey or colour."""
+    image = (image - image.min()) / (image.max() - image.min()).clamp_min(1e-8)
+    axis.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", interpolation="nearest")
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.grid(False)
+
+
+def training_curves(
+    histories: Mapping[str, History | Sequence[History]], quantity: str = "train_loss"
+) -> Figure:
+    """Draw a quantity by epoch, a line a run, runs of one name (its seeds) in one colour.
+
+    Args:
+        histories: a run, or the runs with several seeds, by name.
+        quantity: ``"train_loss"``, ``"train_accuracy"``, ``"eval_loss"`` or ``"eval_accuracy"``.
+    """
+    labels = {
+        "train_loss": "training loss (nats)",
+        "train_accuracy": "training accuracy",
+        "eval_loss": "test loss (nats)",
+        "eval_accuracy": "test accuracy",
+    }
+    check_choice("quantity", quantity, labels)
+    figure, [axis] = new_axes()
+    ends = []
+    for number, (name, runs) in enumerate(histories.items()):
+        runs = [runs] if isinstance(runs, History) else list(runs)
+        colour, dashes = PALETTE[number % 7], ("-", "--", ":", "-.")[number % 4]
+        for run in runs:
+            values = getattr(run, quantity)
+            axis.plot(range(1, len(values) + 1), values, dashes, color=colour)
+        longest = max(runs, key=len)
+        last = sum(getattr(run, quantity)[-1] for run in runs) / len(runs)
+        ends.append((last, len(longest), name, colour))
+    low, high = axis.get_ylim()
+    _label_ends(axis, ends, gap=(high - low) * 0.075)
+    axis.set_xlabel("epoch")
+    axis.set_ylabel(labels[quantity])
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    return figure
+
+
+def _label_ends(axis: Axes, ends: list[tuple[float, int, str, str]], gap: float) -> None:
+    """Write each line's name at its right end, moved apart where they would overlap."""
+    height = float("-inf")
+    for value, epoch, name, colour in sorted(ends):
+        height = max(value, height + gap)
+        axis.annotate(f" {name}", (epoch, height), color=colour, va="center", annotation_clip=False)
+    axis.margins(x=0.02)
+    longest = max(len(name) for _, _, name, _ in ends)
+    low, high = axis.get_xlim()
+    axis.set_xlim(low, high + (high - low) * 0.018 * longest)
+
+
+def by_depth(
+    results: Mapping[str, Mapping[int, Sequence[float]]], ylabel: str, log: bool = False
+) -> Figure:
+    """Draw a result against depth: a point a seed, and a line through each depth's mean.
+
+    Args:
+        results: for a kind of connection (``"plain"``, ``"residual"``, ``"dense"``), for each depth
+            in layers, the results of all seeds.
+        ylabel: what the results are, with the unit.
+        log: a logarithmic vertical axis.
+    """
+    figure, [axis] = new_axes()
+    for kind, by in results.items():
+        depths = sorted(by)
+        means = [sum(by[depth]) / len(by[depth]) for depth in depths]
+        axis.plot(depths, means, color=COLOURS[kind])
+        for depth in depths:
+            axis.plot(
+                [depth] * len(by[depth]), by[depth], MARKERS[kind], color=COLOURS[kind], alpha=0.75
+            )
+        axis.annotate(f"  {kind}", (depths[-1], means[-1]), color=COLOURS[kind], va="center")
+    axis.set_xticks(sorted({depth for by in results.values() for depth in by}))
+    axis.set_xlabel("layers")
+    axis.set_ylabel(ylabel)
+    axis.margins(x=0.14)
+    if log:
+        axis.set_yscale("log")
+    return figure
+
+
+def gradient_profile(norms: Mapping[str, Sequence[float]]) -> Figure:
+    """Draw the gradient norm of each layer's weights, from the stem (0) to the last layer.
+
+    Args:
+        norms: for each kind of connection, the norms in order of depth.
+    """
+    figure, [axis] = new_axes()
+    for kind, values in norms.items():
+        axis.semilogy(
+            range(len(values)), values, MARKERS[kind] + "-", color=COLOURS[kind], markersize=4
+        )
+        axis.annotate(f"  {kind}", (len(values) - 1, values[-1]), color=COLOURS[kind], va="center")
+    axis.set_xlabel("layer (0 is the stem)")
+    axis.set_ylabel("gradient norm of its weights")
+    axis.margins(x=0.12)
+    return figure
+
+
+def connectivity(
+    kind: str, num_layers: int, highlight: int | None = None, axis: Axes | None = None
+) -> Figure:
+    """Draw which maps each layer reads: x_0 to x_L as dots in a row, connections as arrows.
+
+    Args:
+        kind: ``"plain"``, ``"residual"`` or ``"dense"``.
+        num_layers: L.
+        highlight: draw what layer l reads in full colour and the rest faintly.
+        axis: draw here rather than in a figure of its own.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+    check_choice("kind", kind, COLOURS)
+    check_count("num_layers", num_layers)
+    if highlight is not None and not 1 <= highlight <= num_layers:
+        raise ValueError(f"highlight must be a layer from 1 to {num_layers}, got {highlight!r}")
+    # One unit is the distance between neighbours; the highest arch rises 0.21 of its length.
+    bottom, top = -0.3, {"plain": 0.3, "residual": 0.6}.get(kind, max(0.3, 0.21 * num_layers + 0.1))
+    if axis is None:
+        unit = min(1.1, 7.2 / (num_layers + 1))  # inches
+        figure, [axis] = new_axes(unit * (num_layers + 1), unit * (top - bottom))
+    else:
+        figure = axis.get_figure()  # type: ignore[assignment]
+    colour = COLOURS[kind]
+    for target in range(1, num_layers + 1):
+        strong = highlight in (None, target)
+        look = {"color": colour, "alpha": 0.9 if strong else 0.15, "linewidth": 1.6}
+        first = 0 if kind == "dense" else target - 1
+        for source in range(first, target):
+            # Longer connections arch higher, so that they do not hide each other.
+            bend = 0.0 if source == target - 1 else -0.42
+            _arrow(axis, source, target, bend, look)
+        if kind == "residual":
+            _arrow(axis, target - 1, target, -0.9, {**look, "linestyle": (0, (3, 2))})
+    for index in range(num_layers + 1):
+        axis.plot(index, 0, "o", markersize=17, color="white", markeredgecolor="black", zorder=3)
+        axis.annotate(
+            f"$x_{{{index}}}$", (index, 0), ha="center", va="center", fontsize=9, zorder=4
+        )
+    axis.set_xlim(-0.5, num_layers + 0.5)
+    axis.set_ylim(bottom, top)
+    axis.set_aspect("equal")
+    axis.set_axis_off()
+    return figure
+
+
+def _arrow(axis: Axes, source: int, target: int, bend: float, look: dict) -> None:
+    axis.add_patch(
+        FancyArrowPatch(
+            (source, 0),
+            (target, 0),
+            connectionstyle=f"arc3,rad={bend}",
+            arrowstyle="-|>",
+            mutation_scale=10,
+            shrinkA=9,
+            shrinkB=9,
+            **look,
+        )
+    )

@@ -1,0 +1,70 @@
+"""Interactive figures: labelled controls above a picture that follows them.
+
+Each stands beside a static figure, so that a page teaches without a running kernel too.
+"""
+
+import base64
+import html
+from collections.abc import Callable
+from typing import Any
+
+import ipywidgets
+from matplotlib.figure import Figure
+
+from densenet_from_scratch.plots import to_png
+
+
+def explore(
+    draw: Callable[..., tuple[Figure, str]], **controls: ipywidgets.ValueWidget
+) -> ipywidgets.VBox:
+    """Return controls and a picture that is drawn again whenever one of them moves.
+
+    Args:
+        draw: called with the controls' values by name; returns a figure and one sentence that says
+            what it shows. The sentence stands under the picture and is its text alternative.
+        controls: ipywidgets with a ``value`` and a ``description``, which is the label that the
+            reader sees.
+
+    Returns:
+        A box whose children are the controls and the picture.
+
+    Raises:
+        ValueError: there is no control, or one has no label.
+    """
+    if not controls:
+        raise ValueError("controls must name at least one control, got none")
+    for name, control in controls.items():
+        if not control.description:
+            raise ValueError(f"{name} must have a description, which is its label, got ''")
+        control.style.description_width = "initial"
+    picture = ipywidgets.HTML()
+
+    def redraw(_change: Any = None) -> None:
+        figure, sentence = draw(**{name: control.value for name, control in controls.items()})
+        encoded = base64.b64encode(to_png(figure)).decode()
+        sentence = html.escape(sentence)
+        picture.value = (
+            f'<figure style="margin: 0"><img alt="{sentence}" src="data:image/png;base64,{encoded}">'
+            f"<figcaption>{sentence}</figcaption></figure>"
+        )
+
+    for control in controls.values():
+        control.observe(redraw, names="value")
+    redraw()
+    return ipywidgets.VBox([*controls.values(), picture])
+
+
+def int_slider(label: str, value: int, low: int, high: int, step: int = 1) -> ipywidgets.IntSlider:
+    """Return a labelled slider over whole numbers, which the arrow keys move too."""
+    return ipywidgets.IntSlider(
+        value, min=low, max=high, step=step, description=label, layout={"width": "28em"}
+    )
+
+
+def choice(
+    label: str, options: tuple[str, ...], value: str | None = None
+) -> ipywidgets.ToggleButtons:
+    """Return labelled buttons of which one is pressed."""
+    return ipywidgets.ToggleButtons(
+        options=options, value=options[0] if value is None else value, description=label
+    )
