@@ -41,6 +41,7 @@ class CheckpointedBlock(DenseBlock):
         """Map (N, k_0, H, W) to (N, k_0 + kL, H, W)."""
         features = [x]
         for layer in self.layers:
+            assert isinstance(layer, DenseLayer | BottleneckLayer)
             features.append(layer.after_conv1(_checkpointed_conv1(layer, features)))
         return torch.cat(features, dim=1)
 

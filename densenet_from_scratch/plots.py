@@ -13,6 +13,7 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from densenet_from_scratch.arguments import check_choice, check_count
@@ -35,18 +36,23 @@ def new_figure(width: float = 7.2, height: float = 3.6) -> Figure:
 
 
 def new_axes(
-    width: float = 7.2, height: float = 3.6, rows: int = 1, columns: int = 1, **options: bool | str
+    width: float = 7.2,
+    height: float = 3.6,
+    rows: int = 1,
+    columns: int = 1,
+    sharex: bool = False,
+    sharey: bool = False,
 ) -> tuple[Figure, list[Axes]]:
     """Return a figure in the course's style and its axes in reading order; sizes in inches.
 
     Args:
         width, height: size of the whole figure.
         rows, columns: the grid of axes.
-        options: passed to ``Figure.subplots``, such as ``sharey=True``.
+        sharex, sharey: give all axes one horizontal or vertical scale.
     """
     with style.context(STYLE):
         figure = Figure(figsize=(width, height))
-        axes = figure.subplots(rows, columns, squeeze=False, **options)
+        axes = figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey)
     return figure, list(axes.flat)
 
 
@@ -138,7 +144,7 @@ def training_curves(
     _label_ends(axis, ends, gap=(high - low) * 0.075)
     axis.set_xlabel("epoch")
     axis.set_ylabel(labels[quantity])
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 

@@ -192,7 +192,7 @@ def train(
             started = perf_counter()
             # Every epoch has a seed of its own, so a resumed run draws the same numbers.
             torch.manual_seed(recipe.seed + 1_000_003 * epoch)
-            loader.generator.manual_seed(recipe.seed + 1_000_003 * epoch)  # type: ignore[union-attr]
+            loader.generator.manual_seed(recipe.seed + 1_000_003 * epoch)
             train_loss, train_accuracy = _train_epoch(
                 model, loader, optimizer, scheduler, recipe.amp, device, bar
             )

@@ -44,8 +44,8 @@ def explore(
         encoded = base64.b64encode(to_png(figure)).decode()
         sentence = html.escape(sentence)
         picture.value = (
-            f'<figure style="margin: 0"><img alt="{sentence}" src="data:image/png;base64,{encoded}">'
-            f"<figcaption>{sentence}</figcaption></figure>"
+            f'<figure style="margin: 0"><img alt="{sentence}" '
+            f'src="data:image/png;base64,{encoded}"><figcaption>{sentence}</figcaption></figure>'
         )
 
     for control in controls.values():
