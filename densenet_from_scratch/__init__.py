@@ -1,7 +1,8 @@
 """DenseNet from scratch: the finished form of what the chapters of the course build.
 
-Each module mirrors a chapter and imports only from earlier ones. Figures (``plots``), interactive
-figures (``widgets``) and exercise checks (``checks``) are imported where they are used.
+Each module mirrors a chapter and imports only from earlier ones. The networks and the data are
+exported here; what works on them is imported from its module: ``measure``, ``train``, ``plots``,
+``widgets`` and, in exercises, ``checks``.
 """
 
 from densenet_from_scratch.data import load_data
@@ -19,7 +20,6 @@ from densenet_from_scratch.model import (
 )
 from densenet_from_scratch.plain import PlainLayer, PlainNet
 from densenet_from_scratch.residual import ResidualLayer, ResidualNet
-from densenet_from_scratch.train import History, Recipe, evaluate, train
 from densenet_from_scratch.transition import Transition
 
 __version__ = "0.1.0"
@@ -29,10 +29,8 @@ __all__ = [
     "DenseBlock",
     "DenseLayer",
     "DenseNet",
-    "History",
     "PlainLayer",
     "PlainNet",
-    "Recipe",
     "ResidualLayer",
     "ResidualNet",
     "Transition",
@@ -42,9 +40,7 @@ __all__ = [
     "densenet201",
     "densenet264",
     "densenet_cifar",
-    "evaluate",
     "from_torchvision",
     "load_data",
     "to_torchvision",
-    "train",
 ]

@@ -1,5 +1,6 @@
 """One-line errors for bad arguments: they name the argument, the value and what is allowed."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -23,6 +24,15 @@ def check_fraction(name: str, value: Any, *, zero: bool = False, one: bool = Tru
     return float(value)
 
 
+def check_number(name: str, value: Any, *, zero: bool = False) -> float:
+    """Return ``value`` if it is a finite number above 0 (or 0, by choice); else ``ValueError``."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (number and math.isfinite(value) and (value > 0 or (zero and value == 0))):
+        least = "of at least 0" if zero else "above 0"
+        raise ValueError(f"{name} must be a finite number {least}, got {value!r}")
+    return float(value)
+
+
 def check_choice(name: str, value: Any, allowed: Iterable[Any]) -> Any:
     """Return ``value`` if it is one of ``allowed``; raise ``ValueError`` naming them if not."""
     allowed = tuple(allowed)
@@ -41,6 +51,8 @@ def check_images(x: Tensor, channels: int, minimum_size: int = 1) -> Tensor:
         channels: channels the network was built for.
         minimum_size: the smallest height and width it can down-sample, in pixels.
     """
+    if not isinstance(x, Tensor):
+        raise ValueError(f"x must be a tensor (N, {channels}, H, W), got {type(x).__name__}")
     shape = tuple(x.shape)
     if x.dim() != 4 or shape[1] != channels:
         raise ValueError(f"x must have shape (N, {channels}, H, W), got {shape}")
@@ -61,7 +73,7 @@ def check_device(device: str | torch.device) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         result = torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise ValueError(f"device must be 'auto', 'cpu' or 'cuda', got {device!r}") from None
     if result.type == "cuda" and (result.index or 0) >= torch.cuda.device_count():
         found = torch.cuda.device_count()

@@ -230,8 +230,11 @@ def make_loader(
         num_workers: processes that prepare images; 0 prepares them in this one.
 
     Raises:
-        ValueError: ``batch_size`` is not positive or ``num_workers`` is negative.
+        ValueError: ``dataset`` is empty, ``batch_size`` is not positive or ``num_workers`` is
+            negative.
     """
+    if len(dataset) == 0:  # type: ignore[arg-type]  # map-style data sets have a length
+        raise ValueError("dataset must hold at least one image, got 0")
     return DataLoader(
         dataset,
         check_count("batch_size", batch_size),

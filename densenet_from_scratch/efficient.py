@@ -16,17 +16,22 @@ from densenet_from_scratch.dense import BottleneckLayer, DenseBlock, DenseLayer
 
 
 @contextmanager
-def frozen_statistics(norm: nn.BatchNorm2d) -> Iterator[None]:
-    """Let ``norm`` normalise without touching its running statistics.
+def frozen_statistics(norm: nn.BatchNorm2d, training: bool) -> Iterator[None]:
+    """Let ``norm`` normalise in the given mode without touching its running statistics.
 
-    A checkpointed BatchNorm runs twice in a training step, and would count the batch twice.
+    A checkpointed BatchNorm runs twice in a training step, and would count the batch twice. Copies
+    take the second update, so that everything else happens as it did the first time.
     """
-    tracked = norm.track_running_stats
-    norm.track_running_stats = False
+    mode, buffers = norm.training, dict(norm.named_buffers())
+    norm.training = training
+    for name, buffer in buffers.items():
+        setattr(norm, name, buffer.clone())
     try:
         yield
     finally:
-        norm.track_running_stats = tracked
+        norm.training = mode
+        for name, buffer in buffers.items():
+            setattr(norm, name, buffer)
 
 
 class CheckpointedBlock(DenseBlock):
@@ -48,7 +53,8 @@ class CheckpointedBlock(DenseBlock):
 
 def _checkpointed_conv1(layer: DenseLayer | BottleneckLayer, features: list[Tensor]) -> Tensor:
     def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
-        return nullcontext(), frozen_statistics(layer.norm1)  # forward, recomputation
+        first, again = nullcontext(), frozen_statistics(layer.norm1, layer.norm1.training)
+        return first, again
 
     return checkpoint(
         lambda *maps: layer.through_conv1(torch.cat(maps, dim=1)),

@@ -7,6 +7,7 @@ operations that run, bytes and connections from the graph that autograd records.
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -42,6 +43,69 @@ def count_macs(module: nn.Module, input_shape: Sequence[int]) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         ghost(torch.empty(tuple(input_shape), device="meta"))
     return counter.get_total_flops() // 2
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of an architecture table.
+
+    Attributes:
+        name: the module's name in the network.
+        output_shape: (N, C, H, W), or (N, classes) of a classifier.
+        parameters: how many it has.
+        macs: multiply-accumulates of its forward pass.
+    """
+
+    name: str
+    output_shape: tuple[int, ...]
+    parameters: int
+    macs: int
+
+
+def architecture(
+    network: nn.Module, input_shape: Sequence[int], names: Sequence[str] | None = None
+) -> list[Row]:
+    """Tabulate a network's parts, in the order in which they run.
+
+    Args:
+        network: left as it is, see :func:`count_macs`.
+        input_shape: shape of the input with its batch axis.
+        names: the modules to list, as ``network.named_modules()`` spells them; by default every
+            child, or its members where it is a list of modules.
+
+    Raises:
+        ValueError: a name is not a module of the network, or a size is not a positive integer.
+    """
+    ghost = copy.deepcopy(network).to("meta").eval()
+    modules = dict(ghost.named_modules())
+    if names is None:
+        names = [
+            name
+            for child, module in ghost.named_children()
+            for name in (
+                [f"{child}.{index}" for index in range(len(module))]
+                if isinstance(module, nn.ModuleList)
+                else [child]
+            )
+        ]
+    for name in names:
+        if name not in modules:
+            raise ValueError(f"names must be modules of the network, got {name!r}")
+    for axis, size in enumerate(input_shape):
+        check_count(f"input_shape[{axis}]", size)
+    image = torch.empty(tuple(input_shape), device="meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        _, outputs = record_outputs({n: modules[n] for n in names}, lambda: ghost(image))
+    counts = counter.get_flop_counts()
+    return [
+        Row(
+            name,
+            tuple(output.shape),
+            count_parameters(modules[name]),
+            sum(counts.get(f"{type(ghost).__name__}.{name}", {}).values()) // 2,
+        )
+        for name, output in outputs.items()
+    ]
 
 
 def gradient_norms(module: nn.Module) -> dict[str, float]:

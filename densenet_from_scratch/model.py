@@ -6,8 +6,14 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densenet_from_scratch.arguments import check_choice, check_count, check_images
+from densenet_from_scratch.arguments import (
+    check_choice,
+    check_count,
+    check_fraction,
+    check_images,
+)
 from densenet_from_scratch.efficient import BLOCK_TYPES
+from densenet_from_scratch.plain import initialise
 from densenet_from_scratch.transition import Transition
 
 
@@ -78,8 +84,9 @@ class DenseNet(nn.Module):
         check_count("num_classes", num_classes)
         check_count("in_channels", in_channels)
         channels = check_count("num_init_features", num_init_features)
-        if not block_config:
-            raise ValueError(f"block_config must have at least one block, got {block_config!r}")
+        if not isinstance(block_config, Sequence) or not block_config:
+            raise ValueError(f"block_config must list at least one block, got {block_config!r}")
+        check_fraction("compression", compression)
         block_type = BLOCK_TYPES[check_choice("efficient", efficient, BLOCK_TYPES)]
 
         stem_type = SmallStem if small_inputs else ImageNetStem
@@ -127,19 +134,6 @@ class DenseNet(nn.Module):
         layers = [layer for block in self.blocks for layer in block.layers]  # type: ignore[union-attr]
         per_layer = 2 if hasattr(layers[0], "conv2") else 1
         return 1 + per_layer * len(layers) + len(self.transitions) + 1
-
-
-def initialise(module: nn.Module) -> None:
-    """Draw a convolution's weights from N(0, 2 / fan-in), and zero a linear layer's bias.
-
-    The paper's choice (section 4.2), from He et al. (2015), "Delving Deep into Rectifiers": it
-    keeps a signal's variance constant through conv and ReLU. BatchNorm keeps PyTorch's default of
-    scale 1 and shift 0.
-    """
-    if isinstance(module, nn.Conv2d):
-        nn.init.kaiming_normal_(module.weight)
-    elif isinstance(module, nn.Linear):
-        nn.init.zeros_(module.bias)
 
 
 def densenet_cifar(

@@ -93,6 +93,9 @@ def image_grid(data: Data, per_class: int = 1) -> Figure:
             found[int(label)].append(image)
         if all(len(images) == per_class for images in found.values()):
             break
+    fewest = min(map(len, found.values()))
+    if fewest < per_class:
+        raise ValueError(f"per_class must be at most {fewest} for {data.name!r}, got {per_class}")
     figure, axes = new_axes(
         0.72 * data.num_classes, 0.3 + 0.75 * per_class, per_class, data.num_classes
     )
@@ -129,10 +132,14 @@ def training_curves(
         "eval_accuracy": "test accuracy",
     }
     check_choice("quantity", quantity, labels)
+    if not histories:
+        raise ValueError("histories must hold at least one run, got none")
     figure, [axis] = new_axes()
     ends = []
     for number, (name, runs) in enumerate(histories.items()):
         runs = [runs] if isinstance(runs, History) else list(runs)
+        if not runs or not all(map(len, runs)):
+            raise ValueError(f"histories[{name!r}] must have finished an epoch, got 0 epochs")
         colour, dashes = PALETTE[number % 7], ("-", "--", ":", "-.")[number % 4]
         for run in runs:
             values = getattr(run, quantity)
@@ -173,6 +180,7 @@ def by_depth(
     """
     figure, [axis] = new_axes()
     for kind, by in results.items():
+        check_choice("kind", kind, COLOURS)
         depths = sorted(by)
         means = [sum(by[depth]) / len(by[depth]) for depth in depths]
         axis.plot(depths, means, color=COLOURS[kind])
@@ -198,6 +206,7 @@ def gradient_profile(norms: Mapping[str, Sequence[float]]) -> Figure:
     """
     figure, [axis] = new_axes()
     for kind, values in norms.items():
+        check_choice("kind", kind, COLOURS)
         axis.semilogy(
             range(len(values)), values, MARKERS[kind] + "-", color=COLOURS[kind], markersize=4
         )
@@ -224,7 +233,7 @@ def connectivity(
     """
     check_choice("kind", kind, COLOURS)
     check_count("num_layers", num_layers)
-    if highlight is not None and not 1 <= highlight <= num_layers:
+    if highlight is not None and highlight not in range(1, num_layers + 1):
         raise ValueError(f"highlight must be a layer from 1 to {num_layers}, got {highlight!r}")
     # One unit is the distance between neighbours; the highest arch rises 0.21 of its length.
     bottom, top = -0.3, {"plain": 0.3, "residual": 0.6}.get(kind, max(0.3, 0.21 * num_layers + 0.1))

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
@@ -22,6 +23,7 @@ from densenet_from_scratch.arguments import (
     check_count,
     check_device,
     check_fraction,
+    check_number,
 )
 from densenet_from_scratch.data import make_loader
 
@@ -67,10 +69,10 @@ class Recipe:
         check_fraction("momentum", self.momentum, zero=True, one=False)
         check_choice("schedule", self.schedule, SCHEDULES)
         check_count("seed", self.seed, minimum=0)
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate!r}")
-        if not self.weight_decay >= 0:
-            raise ValueError(f"weight_decay must be at least 0, got {self.weight_decay!r}")
+        check_number("learning_rate", self.learning_rate)
+        check_number("weight_decay", self.weight_decay, zero=True)
+        if self.nesterov and self.momentum == 0:
+            raise ValueError(f"nesterov must be False where momentum is 0, got {self.nesterov!r}")
 
 
 @dataclass
@@ -276,11 +278,11 @@ def _count_correct(logits: Tensor, labels: Tensor) -> int:
 
 def _make_scheduler(optimizer: SGD, recipe: Recipe, steps_per_epoch: int) -> LRScheduler:
     if recipe.schedule == "one-cycle":
-        return OneCycleLR(
-            optimizer, recipe.learning_rate, total_steps=recipe.epochs * steps_per_epoch
-        )
+        total_steps = recipe.epochs * steps_per_epoch
+        return OneCycleLR(optimizer, recipe.learning_rate, total_steps, cycle_momentum=False)
     if recipe.schedule == "step":
-        return MultiStepLR(optimizer, [recipe.epochs // 2, recipe.epochs * 3 // 4])
+        milestones = [math.ceil(recipe.epochs * share) for share in (0.5, 0.75)]
+        return MultiStepLR(optimizer, milestones)
     return LambdaLR(optimizer, lambda step: 1.0)
 
 
@@ -300,9 +302,10 @@ def _save_run(
         "recipe": asdict(recipe),
         "history": asdict(history),
     }
-    _write_whole(run_dir / "last.pt", lambda temporary: torch.save(state, temporary))
+    # The best first: a run stopped between the two is resumed an epoch earlier and finds it again.
     if history.eval_accuracy[-1] == max(history.eval_accuracy):
         _write_whole(run_dir / "best.pt", lambda temporary: torch.save(state, temporary))
+    _write_whole(run_dir / "last.pt", lambda temporary: torch.save(state, temporary))
     history.save(run_dir / "history.json")
     history.save(run_dir / "history.csv")
 
@@ -320,10 +323,14 @@ def _load_checkpoint(
         raise FileNotFoundError(f"run_dir must hold last.pt to resume from, got {str(run_dir)!r}")
     try:
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        saved = state["recipe"]
     except Exception as error:
-        raise ValueError(f"run_dir's last.pt is damaged ({error}), got {str(run_dir)!r}") from error
-    if state["recipe"] != asdict(recipe):
-        differing = [k for k, v in asdict(recipe).items() if state["recipe"].get(k) != v]
+        message = (
+            f"run_dir must hold a last.pt that is whole, got {str(run_dir)!r}, where it is not"
+        )
+        raise ValueError(message) from error
+    if saved != asdict(recipe):
+        differing = [k for k, v in asdict(recipe).items() if saved.get(k) != v]
         raise ValueError(f"recipe must be that of {path}; it differs in {', '.join(differing)}")
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
@@ -339,3 +346,9 @@ def _write_whole(path: Path, write: Callable[[Path], Any]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    from densenet_from_scratch.command_line import main  # it imports this module
+
+    main()

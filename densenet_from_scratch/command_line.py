@@ -1,0 +1,126 @@
+"""The command line of :mod:`densenet_from_scratch.train`, for the paper's CIFAR experiments."""
+
+import argparse
+from collections.abc import Sequence
+
+import torch
+
+from densenet_from_scratch.arguments import check_choice
+from densenet_from_scratch.data import DATASETS, load_data, stratified_split
+from densenet_from_scratch.efficient import BLOCK_TYPES
+from densenet_from_scratch.measure import count_parameters
+from densenet_from_scratch.model import densenet_cifar
+from densenet_from_scratch.train import SCHEDULES, Recipe, train
+
+EXAMPLES = """\
+Rows of the paper's Table 2 (each a test error in %; CIFAR-10 without + is without --augment):
+  DenseNet-BC (L=100, k=12), C10+:   --data cifar10 --augment
+  DenseNet-BC (L=250, k=24), C100+:  --data cifar100 --augment --depth 250 --growth-rate 24
+  DenseNet (L=40, k=12), C10:        --data cifar10 --depth 40 --no-bottleneck --compression 1
+The defaults are the paper's recipe: 300 epochs, batches of 64, learning rate 0.1 divided by 10
+after half and three quarters, weight decay 1e-4, Nesterov momentum 0.9, and dropout 0.2 without
+--augment.
+"""
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line; a wrong value ends the program with one line that names it."""
+    parser = argparse.ArgumentParser(
+        prog="python -m densenet_from_scratch.train",
+        description="Train a DenseNet by the recipe of Huang et al. (2017), section 4.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    data = parser.add_argument_group("data")
+    data.add_argument("--data", choices=DATASETS, default="cifar10")
+    data.add_argument("--root", default="data", help="folder of torchvision's data sets")
+    data.add_argument("--download", action="store_true", help="fetch the data if it is missing")
+    data.add_argument("--augment", action="store_true", help="mirror and shift (the paper's +)")
+    data.add_argument(
+        "--validation",
+        type=float,
+        metavar="FRACTION",
+        help="evaluate on this share of the training images, not on the test set",
+    )
+    data.add_argument("--workers", type=int, default=2, help="processes that prepare images")
+    network = parser.add_argument_group("network")
+    network.add_argument("--depth", type=int, default=100, help="L (default 100)")
+    network.add_argument("--growth-rate", type=int, default=12, help="k (default 12)")
+    network.add_argument("--no-bottleneck", action="store_true", help="basic layers, no B")
+    network.add_argument("--compression", type=float, default=0.5, help="θ (default 0.5; 1: no C)")
+    network.add_argument("--drop-rate", type=float, help="default 0.2, or 0 with --augment")
+    ways = [way for way in BLOCK_TYPES if isinstance(way, str)]
+    network.add_argument(
+        "--efficient", nargs="?", const=True, default=False, metavar="|".join(ways)
+    )
+    recipe = parser.add_argument_group("recipe")
+    recipe.add_argument("--epochs", type=int, default=300)
+    recipe.add_argument("--batch-size", type=int, default=64)
+    recipe.add_argument("--learning-rate", type=float, default=0.1)
+    recipe.add_argument("--weight-decay", type=float, default=1e-4)
+    recipe.add_argument("--schedule", choices=SCHEDULES, default="step")
+    recipe.add_argument("--seed", type=int, default=0)
+    recipe.add_argument("--amp", action="store_true", help="mixed precision in bfloat16")
+    run = parser.add_argument_group("run")
+    run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    run.add_argument("--run-dir", help="folder for checkpoints and history")
+    run.add_argument("--resume", action="store_true", help="go on from the last checkpoint there")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train as the command line says, and print the network's size and final error."""
+    options = parse(arguments)
+    try:
+        _run(options)
+    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+def _run(options: argparse.Namespace) -> None:
+    check_choice("efficient", options.efficient, BLOCK_TYPES)
+    recipe = Recipe(
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        weight_decay=options.weight_decay,
+        schedule=options.schedule,
+        seed=options.seed,
+        amp=options.amp,
+    )
+    data = load_data(options.data, options.root, download=options.download, augment=options.augment)
+    train_set, eval_set = data.train, data.test
+    if options.validation is not None:
+        eval_set, train_set = stratified_split(data.train, options.validation, options.seed)
+    drop_rate = options.drop_rate
+    if drop_rate is None:
+        drop_rate = 0.0 if options.augment else 0.2
+    torch.manual_seed(options.seed)
+    network = densenet_cifar(
+        options.depth,
+        options.growth_rate,
+        not options.no_bottleneck,
+        options.compression,
+        drop_rate=drop_rate,
+        num_classes=data.num_classes,
+        efficient=options.efficient,
+        in_channels=data.image_shape[0],
+    )
+    print(f"{count_parameters(network):,} parameters, dropout {drop_rate}, {recipe}")
+    history = train(
+        network,
+        train_set,
+        eval_set,
+        recipe,
+        device=options.device,
+        run_dir=options.run_dir,
+        resume=options.resume,
+        num_workers=options.workers,
+        label=options.data,
+    )
+    if len(history):
+        part = "test" if options.validation is None else "validation"
+        error = 100 * (1 - history.eval_accuracy[-1])
+        print(
+            f"after {len(history)} epochs: {part} error {error:.2f} %, training loss {history.train_loss[-1]:.4f} nats, {sum(history.seconds):.0f} s"
+        )

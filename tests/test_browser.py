@@ -1,0 +1,175 @@
+"""The course in a real JupyterLab in a real browser: what a reader sees when they click.
+
+Needs Chromium or Chrome. Without one these tests are skipped, and the run's last lines say so;
+where CI is set they fail instead.
+"""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import nbformat
+import pytest
+from playwright.sync_api import Page, expect, sync_playwright
+
+ROOT = Path(__file__).parent.parent
+CHAPTERS = sorted((ROOT / "chapters").glob("*.ipynb"))
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+TOKEN = "a-token-for-tests"
+IDLE = '.jp-NotebookPanel:not(.lm-mod-hidden) .jp-Notebook-ExecutionIndicator[data-status="idle"]'
+
+
+@pytest.fixture(scope="module")
+def browser():
+    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if executable is None:
+        message = f"no browser: install one of {', '.join(BROWSERS)} to run the browser tests"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    with sync_playwright() as playwright:
+        # Root, in a container, cannot have Chromium's own sandbox.
+        arguments = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+        browser = playwright.chromium.launch(executable_path=executable, args=arguments)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """JupyterLab, started as the README starts it, in a copy of the course; its address."""
+    course = tmp_path_factory.mktemp("course")
+    for folder in ("chapters", "exercises", "solutions"):
+        shutil.copytree(ROOT / folder, course / folder)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root"]
+    command += ["--ip=127.0.0.1", f"--port={port}", f"--IdentityProvider.token={TOKEN}"]
+    log = (course / "lab.log").open("w")
+    settings = {
+        "JUPYTER_CONFIG_DIR": str(course / ".config"),
+        "JUPYTERLAB_SETTINGS_DIR": str(course),
+    }
+    server = subprocess.Popen(
+        command, cwd=course, stdout=log, stderr=log, env={**os.environ, **settings}
+    )
+    address = f"http://127.0.0.1:{port}"
+    for _ in range(240):
+        try:
+            urllib.request.urlopen(f"{address}/api/status?token={TOKEN}", timeout=2)
+            break
+        except OSError:
+            time.sleep(0.25)
+    yield address, course
+    server.terminate()
+    server.wait(timeout=20)
+
+
+@pytest.fixture
+def page(browser):
+    context = browser.new_context(viewport={"width": 1280, "height": 1000})
+    page = context.new_page()
+    page.set_default_timeout(60_000)
+    yield page
+    context.close()
+
+
+def open_notebook(page: Page, address: str, path: str) -> None:
+    page.goto(f"{address}/lab/tree/{path}?token={TOKEN}&reset")
+    page.wait_for_selector(IDLE, timeout=90_000)
+
+
+def run_all(page: Page) -> None:
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    page.wait_for_timeout(1000)
+    page.wait_for_selector(IDLE, timeout=120_000)
+
+
+def screenshot(page: Page, name: str) -> None:
+    """Keep a picture of the page where SCREENSHOTS says, for a person to look at."""
+    if folder := os.environ.get("SCREENSHOTS"):
+        page.screenshot(path=str(Path(folder) / f"{name}.png"))
+
+
+def test_the_start_command_opens_the_first_chapter(lab, page):
+    address, _ = lab
+    page.goto(f"{address}/?token={TOKEN}")
+    heading = page.locator(".jp-NotebookPanel h1").first
+    expect(heading).to_contain_text("Start here", timeout=90_000)
+    expect(page.locator(".jp-NotebookPanel table").first).to_contain_text("Dense connections")
+    page.wait_for_selector(IDLE, timeout=90_000)
+    screenshot(page, "landing")
+
+
+def cut_after_widget(path: Path) -> nbformat.NotebookNode:
+    """The chapter up to its widget, without cells that train: quick to run, the widget in sight."""
+    notebook = nbformat.read(path, as_version=4)
+    last = max(i for i, cell in enumerate(notebook.cells) if "widgets.explore(" in cell.source)
+    kept = [
+        cell
+        for cell in notebook.cells[: last + 1]
+        if cell.cell_type == "markdown" or "train(" not in cell.source
+    ]
+    notebook.cells = kept
+    return notebook
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_the_widget_moves_with_the_keyboard(lab, page, path):
+    address, course = lab
+    name = f"chapters/widget_{path.name}"
+    nbformat.write(cut_after_widget(path), course / name)
+    open_notebook(page, address, name)
+    run_all(page)
+    panel = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)")
+    panel.locator(".jp-Cell").last.scroll_into_view_if_needed()
+    picture = panel.locator(".jp-OutputArea figure img").last
+    picture.wait_for(state="visible")
+    before = picture.get_attribute("src"), picture.get_attribute("alt")
+    assert len(before[1]) > 20
+    handle = panel.locator(".widget-slider .noUi-handle").first
+    handle.focus()
+    key = "ArrowRight"
+    if float(handle.get_attribute("aria-valuenow")) == float(handle.get_attribute("aria-valuemax")):
+        key = "ArrowLeft"
+    page.keyboard.press(key)
+    expect(picture).not_to_have_attribute("src", before[0], timeout=10_000)
+    expect(picture).not_to_have_attribute("alt", before[1])
+    page.wait_for_timeout(300)
+    screenshot(page, f"widget_{path.stem}")
+
+
+def source_of(notebook: nbformat.NotebookNode, grade_id: str) -> tuple[int, str]:
+    """A cell's place and text, by its nbgrader name."""
+    return next(
+        (index, cell.source)
+        for index, cell in enumerate(notebook.cells)
+        if cell.metadata.get("nbgrader", {}).get("grade_id") == grade_id
+    )
+
+
+def retype(page: Page, index: int, source: str) -> None:
+    """Replace a cell's text as a reader would, and run it."""
+    cell = page.locator(
+        f'.jp-NotebookPanel:not(.lm-mod-hidden) .jp-Cell[data-windowed-list-index="{index}"]'
+    )
+    cell.scroll_into_view_if_needed()
+    cell.locator(".cm-content").click()
+    page.keyboard.press("Control+A")
+    page.keyboard.insert_text(source)
+    page.keyboard.press("Control+Enter")
+    page.wait_for_selector(IDLE, timeout=60_000)
+
+
+def output_of(page: Page, index: int):
+    return page.locator(
+        f'.jp-NotebookPanel:not(.lm-mod-hidden) .jp-Cell[data-windowed-list-index="{index}"] .jp-OutputArea'
+    )
