@@ -122,5 +122,6 @@ def _run(options: argparse.Namespace) -> None:
         part = "test" if options.validation is None else "validation"
         error = 100 * (1 - history.eval_accuracy[-1])
         print(
-            f"after {len(history)} epochs: {part} error {error:.2f} %, training loss {history.train_loss[-1]:.4f} nats, {sum(history.seconds):.0f} s"
+            f"after {len(history)} epochs: {part} error {error:.2f} %, training loss "
+            f"{history.train_loss[-1]:.4f} nats, {sum(history.seconds):.0f} s"
         )
