@@ -26,6 +26,8 @@ from densenet_from_scratch.measure import count_parameters
 from densenet_from_scratch.plain import PlainLayer, PlainNet
 from densenet_from_scratch.residual import ResidualLayer
 
+_NOT_WRITTEN = "your code is still missing: look for `raise NotImplementedError` in the cell above."
+
 # --- What every check is made of -----------------------------------------------------------------
 
 
@@ -35,7 +37,7 @@ def _check(test: Callable[[Any], str]) -> Callable[[Any], None]:
     @functools.wraps(test)
     def check(answer: Any) -> None:
         __tracebackhide__ = True  # IPython then shows the message without the frames in between
-        message, cause = "", None
+        failure: Exception
         # Neither the answer's warnings (nbgrader takes stderr for an error) nor the settings that
         # a notebook has changed may decide, and the notebook's random numbers stay as they were.
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.enable_grad():
@@ -45,8 +47,10 @@ def _check(test: Callable[[Any], str]) -> Callable[[Any], None]:
                 print(f"✓ {test(answer)}")
                 return
             except AssertionError as error:
-                message, cause = str(error), error.__cause__
-        raise AssertionError(message) from cause
+                failure, cause = AssertionError(str(error)), error.__cause__
+            except NotImplementedError:
+                failure, cause = NotImplementedError(_NOT_WRITTEN), None
+        raise failure from cause  # anew, so that the reader need not scroll past our own code
 
     return check
 
@@ -105,9 +109,9 @@ def _call(what: str, function: Callable[..., Any], *arguments: Any, hint: str = 
     """Call the answer; say what was tried if it fails. A stub's error stays as it is."""
     try:
         return function(*arguments)
-    except NotImplementedError:
-        raise
     except Exception as error:
+        if type(error) is NotImplementedError and not error.args:
+            raise
         text = f"{what} stopped with {type(error).__name__}: {error}"
         raise AssertionError(f"{text}\n{hint}" if hint else text) from error
 
@@ -131,9 +135,10 @@ def _build(
     if random:
         with torch.no_grad():
             for part in module.modules():
-                if isinstance(part, nn.BatchNorm2d) and part.track_running_stats:
-                    part.running_mean.normal_()
-                    part.running_var.uniform_(0.5, 2.0)
+                if isinstance(part, nn.BatchNorm2d):
+                    for statistic in (part.running_mean, part.running_var):
+                        if statistic is not None:
+                            statistic.uniform_(0.5, 2.0)
             for parameter in module.parameters():
                 parameter.normal_()
     return module
@@ -397,7 +402,7 @@ def _layer_shape(answer: Any, spec: _Layer) -> str:
     y = _call(f"{name}{spec.arguments}", layer, x)
     _require_shape(y, (2, spec.makes, 5, 7), f"The output of {name}{spec.arguments}", mistakes)
     for dtype in (torch.float64, torch.float32):
-        y = layer.to(dtype)(x.to(dtype))
+        y = _call(f"{name}{spec.arguments} in {dtype}", layer.to(dtype), x.to(dtype))
         _require(
             y.dtype == dtype,
             f"{name} turns {dtype} into {y.dtype}.\nLook for a tensor that forward makes or casts "
@@ -439,9 +444,10 @@ def _layer_side_effects(answer: Any, spec: _Layer) -> str:
         f"{name} changes the tensor that it was given.\nSomebody else may still read it: look "
         "for +=, inplace=True, and methods that end in an underscore.",
     )
-    updates = int(norm.num_batches_tracked) if norm.num_batches_tracked is not None else -1
+    assert norm.num_batches_tracked is not None  # parts() has made sure that it keeps statistics
+    updates = int(norm.num_batches_tracked)
     _require(
-        updates == 1,
+        updates <= 1,
         f"{name} updates the statistics of self.{spec.norm} {updates} times in one pass.\n"
         "Look at how often forward calls it: H_l is computed once.",
     )
@@ -452,13 +458,12 @@ def _require_gradients(
     module: nn.Module, x: Tensor, expected: Callable[[Tensor], Tensor], what: str
 ) -> None:
     """Require the gradients of the input and of every parameter that autograd gets by hand."""
-    names, parameters = zip(*module.named_parameters(), strict=True)
-    x.requires_grad_()
-    names = ("the input", *names)
+    sources = {"the input": x.requires_grad_()} | dict(module.named_parameters())
     reference = expected(x)
     weights = torch.randn_like(reference)
-    right = torch.autograd.grad((reference * weights).sum(), (x, *parameters))
-    y = _require_tensor(_call(what, module, x), what)
+    right = torch.autograd.grad((reference * weights).sum(), list(sources.values()))
+    in_place = "If it speaks of an in-place operation: look for += and inplace=True in forward."
+    y = _require_tensor(_call(what, module, x, hint=in_place), what)
     _require(
         y.requires_grad,
         f"{what}: no gradient can flow back from the output.\nLook for what cuts the graph: "
@@ -466,10 +471,10 @@ def _require_gradients(
     )
     gradients = _call(
         f"The backward pass of {what}",
-        lambda: torch.autograd.grad((y * weights).sum(), (x, *parameters), allow_unused=True),
-        hint="If it speaks of an inplace operation: look for += and inplace=True in forward.",
+        lambda: torch.autograd.grad((y * weights).sum(), list(sources.values()), allow_unused=True),
+        hint=in_place,
     )
-    for name, gradient, value in zip(names, gradients, right, strict=True):
+    for name, gradient, value in zip(sources, gradients, right, strict=True):
         _require(
             gradient is not None,
             f"{what}: {name} gets no gradient, so training would never use it.\nLook for what "
@@ -574,35 +579,60 @@ def plain_parameters(answer: Any) -> str:
         answer,
         right,
         [(1, 1, 1, 2), (3, 4, 1, 10), (5, 8, 3, 7), (2, 16, 3, 100)],
-        {
-            "a bias is counted for each 3×3 convolution.\nLook at how PlainLayer and the stem "
-            "make theirs.": lambda n, c, i, k: right(n, c, i, k) + (n + 1) * c,
-            "a bias is counted for each layer's 3×3 convolution.\nLook at how PlainLayer makes "
-            "its own.": lambda n, c, i, k: right(n, c, i, k) + n * c,
-            "running mean and variance are counted too.\nThey are buffers: the optimiser does "
-            "not learn them. Look at what a BatchNorm has to learn for each map.": lambda n, c, i, k: (
-                right(n, c, i, k) + 2 * (n + 1) * c
+        [
+            (
+                lambda n, c, i, k: right(n, c, i, k) + (n + 1) * c,
+                "a bias is counted for each 3×3 convolution.\nLook at how PlainLayer and the stem "
+                "make theirs.",
             ),
-            "one number is counted for each map of a batch normalisation.\nLook at what it does "
-            "after it has normalised.": lambda n, c, i, k: right(n, c, i, k) - (n + 1) * c,
-            "the batch normalisations are not counted.\nLook at what each of them learns for "
-            "each map.": lambda n, c, i, k: right(n, c, i, k) - 2 * (n + 1) * c,
-            "the last batch normalisation, before the classifier, is not counted.\nGo through "
-            "the list of parts in the question.": lambda n, c, i, k: right(n, c, i, k) - 2 * c,
-            "the bias of the classifier is not counted.\nLook at the parts of a linear "
-            "layer.": lambda n, c, i, k: right(n, c, i, k) - k,
-            "the classifier is not counted.\nGo through the list of parts in the "
-            "question.": lambda n, c, i, k: right(n, c, i, k) - (c + 1) * k,
-            "the stem is not counted.\nGo through the list of parts in the question.": lambda n, c, i, k: (
-                right(n, c, i, k) - 9 * i * c
+            (
+                lambda n, c, i, k: right(n, c, i, k) + n * c,
+                "a bias is counted for each layer's 3×3 convolution.\nLook at how PlainLayer makes "
+                "its own.",
             ),
-            "the stem is counted like a layer, from C maps to C maps.\nLook at how many channels "
-            "the image has.": lambda n, c, i, k: right(n, c, i, k) + 9 * (c - i) * c,
-            "a convolution is counted with one 3×3 kernel for each map it makes.\nIt has one "
-            "for each *pair* of a map read and a map made.": lambda n, c, i, k: (
-                right(n, c, i, k) - 9 * n * c * (c - 1) - 9 * (i - 1) * c
+            (
+                lambda n, c, i, k: right(n, c, i, k) + 2 * (n + 1) * c,
+                "running mean and variance are counted too.\nThey are buffers: the optimiser does "
+                "not learn them. Look at what a BatchNorm has to learn for each map.",
             ),
-        },
+            (
+                lambda n, c, i, k: right(n, c, i, k) - (n + 1) * c,
+                "one number is counted for each map of a batch normalisation.\nLook at what it "
+                "does after it has normalised.",
+            ),
+            (
+                lambda n, c, i, k: right(n, c, i, k) - 2 * (n + 1) * c,
+                "the batch normalisations are not counted.\nLook at what each of them learns for "
+                "each map.",
+            ),
+            (
+                lambda n, c, i, k: right(n, c, i, k) - 2 * c,
+                "the last batch normalisation, before the classifier, is not counted.\nGo through "
+                "the list of parts in the question.",
+            ),
+            (
+                lambda n, c, i, k: right(n, c, i, k) - k,
+                "the bias of the classifier is not counted.\nLook at the parts of a linear layer.",
+            ),
+            (
+                lambda n, c, i, k: right(n, c, i, k) - (c + 1) * k,
+                "the classifier is not counted.\nGo through the list of parts in the question.",
+            ),
+            (
+                lambda n, c, i, k: right(n, c, i, k) - 9 * i * c,
+                "the stem is not counted.\nGo through the list of parts in the question.",
+            ),
+            (
+                lambda n, c, i, k: right(n, c, i, k) + 9 * (c - i) * c,
+                "the stem is counted like a layer, from C maps to C maps.\nLook at how many "
+                "channels the image has.",
+            ),
+            (
+                lambda n, c, i, k: right(n, c, i, k) - 9 * n * c * (c - 1) - 9 * (i - 1) * c,
+                "a convolution is counted with one 3×3 kernel for each map it makes.\nIt has one "
+                "for each *pair* of a map read and a map made.",
+            ),
+        ],
         "Count part by part: the stem, one layer, the last normalisation, the classifier. Which "
         "of them have a bias?",
     )
@@ -631,30 +661,46 @@ def receptive_field(answer: Any) -> str:
     name = _require_numbers(
         answer,
         _receptive_field,
-        [([3], [1]), ([3, 3], [1, 1]), ([7, 3], [2, 1]), ([3, 2, 3, 1], [1, 2, 1, 2])]
-        + [([5, 3, 3, 3], [2, 2, 2, 1])],
-        {
-            "the strides make no difference.\nAfter a stride of 2, neighbours in the next map "
-            "are two pixels apart: by how much does a kernel then widen the view?": lambda k, s: (
-                1 + sum(kernel - 1 for kernel in k)
+        [
+            ([3], [1]),
+            ([3, 3], [1, 1]),
+            ([7, 3], [2, 1]),
+            ([3, 2, 3, 1], [1, 2, 1, 2]),
+            ([5, 3, 3, 3], [2, 2, 2, 1]),
+        ],
+        [
+            (
+                lambda k, s: 1 + sum(kernel - 1 for kernel in k),
+                "the strides make no difference.\nAfter a stride of 2, neighbours in the next map "
+                "are two pixels apart: by how much does a kernel then widen the view?",
             ),
-            "the kernel sizes are added up.\nTwo neighbouring windows overlap: by how much does "
-            "a kernel of size 3 widen the view?": lambda k, s: sum(k),
-            "a layer's own stride already widens its own step.\nA stride spreads the outputs of "
-            "its layer: which layers read them?": lambda k, s: (
-                1 + sum((a - 1) * j for a, j in zip(k, _jumps(s, own=True), strict=True))
+            (
+                lambda k, s: sum(k),
+                "the kernel sizes are added up.\nTwo neighbouring windows overlap: by how much "
+                "does a kernel of size 3 widen the view?",
             ),
-            "only the stride of the layer just before counts.\nLook at what two strides of 2 in "
-            "a row do to the distance between neighbours.": lambda k, s: (
-                1 + sum((a - 1) * b for a, b in zip(k, [1, *s[:-1]], strict=True))
+            (
+                lambda k, s: (
+                    1 + sum((a - 1) * j for a, j in zip(k, _jumps(s, own=True), strict=True))
+                ),
+                "a layer's own stride already widens its own step.\nA stride spreads the outputs "
+                "of its layer: which layers read them?",
             ),
-            "the strides before a layer are added up.\nLook at what two strides of 2 in a row do "
-            "to the distance between neighbours.": lambda k, s: (
-                1 + sum((a - 1) * (sum(s[:i]) or 1) for i, a in enumerate(k))
+            (
+                lambda k, s: 1 + sum((a - 1) * b for a, b in zip(k, [1, *s[:-1]], strict=True)),
+                "only the stride of the layer just before counts.\nLook at what two strides of 2 "
+                "in a row do to the distance between neighbours.",
             ),
-            "the result is one too small.\nHow many pixels does a network without layers "
-            "see?": lambda k, s: _receptive_field(k, s) - 1,
-        },
+            (
+                lambda k, s: 1 + sum((a - 1) * (sum(s[:i]) or 1) for i, a in enumerate(k)),
+                "the strides before a layer are added up.\nLook at what two strides of 2 in a row "
+                "do to the distance between neighbours.",
+            ),
+            (
+                lambda k, s: _receptive_field(k, s) - 1,
+                "the result is one too small.\nHow many pixels does a network without layers see?",
+            ),
+        ],
         "Draw it for this case: mark one pixel of the last map, then the pixels it reads, layer "
         "by layer back to the image.",
     )
@@ -697,15 +743,27 @@ def plain_stack_values(answer: Any) -> str:
         _call(what, stack, x),
         through(layers),
         what,
-        {
-            "only the first layer runs, again and again.\nLook at what the loop in forward "
-            "calls.": through([layers[0]] * _STACK[0]),
-            "a layer is left out.\nLook at where the loop in forward ends.": through(layers[:-1]),
-            "only one layer runs.\nLook at what each layer reads, and at where forward "
-            "returns.": through(layers[:1]),
-            "the last layer reads the input.\nLook at what each layer reads: the output of the "
-            "one before.": through(layers[-1:]),
-        },
+        [
+            (
+                through([layers[0]] * _STACK[0]),
+                "only the first layer runs, again and again.\nLook at what the loop in forward "
+                "calls.",
+            ),
+            (
+                through(layers[:-1]),
+                "a layer is left out.\nLook at where the loop in forward ends.",
+            ),
+            (
+                through(layers[:1]),
+                "only one layer runs.\nLook at what each layer reads, and at where forward "
+                "returns.",
+            ),
+            (
+                through(layers[-1:]),
+                "the last layer reads the input.\nLook at what each layer reads: the output of the "
+                "one before.",
+            ),
+        ],
         "the values are wrong.\nLook at what each layer reads: x_l = H_l(x_{l-1}).",
     )
     return f"{what} runs each layer once, in order"
@@ -776,26 +834,30 @@ def branches(answer: Any) -> str:
         f"{name} gives {len(result)} terms for {len(layers)} layers.\nLook at the sum in the "
         "question: what stands before the branches, and is there one term for each of them?",
     )
-    messages = {
-        "every branch reads the input x_0, as if x_L were x_0 plus all H_l(x_0).\nLook at what "
-        "the layer before has already added by then.": parallel,
-        "each branch reads only the branch before it, as in a plain network.\nH_l reads x_{l-1}, "
-        "which is a sum: of what?": chain,
-        "these are the x_l themselves, and their sum is far more than x_L.\nLook at what each "
-        "layer *adds*.": states,
-    }
-    for index, (value, term) in enumerate(zip(result, terms, strict=True)):
-        _require_tensor(value, f"Term {index} of {name}(layers, x)")
-        for message, wrong in messages.items():
-            _require(
-                same_values(value, term)
-                or not all(map(same_values, result[: index + 1], wrong[: index + 1])),
-                f"{name}: {message}",
-            )
-        _require(
-            same_values(value, term),
-            f"{name}: term {index} is wrong.\nWrite down what x_{index} is made of, and look at "
-            "what your loop has in hand at that moment.",
+    for index in range(len(terms)):
+        _require_values(
+            result[index],
+            terms[index],
+            f"Term {index} of {name}(layers, x)",
+            [
+                (
+                    parallel[index],
+                    "every branch reads the input, as if x_L were x_0 plus all H_l(x_0).\nLook at "
+                    "what the layer before has already added by then.",
+                ),
+                (
+                    chain[index],
+                    "each branch reads only the branch before it, as in a plain network.\nH_l "
+                    "reads x_{l-1}, which is a sum: of what?",
+                ),
+                (
+                    states[index],
+                    "this is x_l itself, and the sum of all x_l is far more than x_L.\nLook at "
+                    "what each layer *adds*.",
+                ),
+            ],
+            f"the values are wrong.\nWrite down what x_{index} is made of, and look at what your "
+            "loop has in hand at that moment.",
         )
     return f"{name} takes x_L apart: the terms are right, and they sum to it"
 
@@ -843,7 +905,13 @@ def shortcut_shape(answer: Any) -> str:
                 "the maps.\nF.pad counts axes from the last: look at which pair is which.",
             },
         )
-    return f"{name} gives the shape that the branch has"
+    for dtype in (torch.float32, torch.float64):
+        y = _call(f"{name} in {dtype}", answer, torch.zeros(1, 2, 4, 4, dtype=dtype), 3, 2)
+        _require(
+            y.dtype == dtype,
+            f"{name} turns {dtype} into {y.dtype}.\nLook at which dtype the zeros are made with.",
+        )
+    return f"{name} gives the shape that the branch has, and keeps the dtype"
 
 
 @_check
@@ -857,16 +925,23 @@ def shortcut_values(answer: Any) -> str:
         n, c, h, w = shape
         zeros = torch.zeros(n, channels - c, -(-h // stride), -(-w // stride), dtype=x.dtype)
         kept = x[:, :, ::stride, ::stride]
-        mistakes = {
-            "the zero maps come first.\nLook at which side of the channel axis they are added to: "
-            "map 0 of the input should stay map 0.": torch.cat([zeros, kept], dim=1),
-            "pixels are averaged.\nThe question asks to *keep* every stride-th pixel, as the "
-            "centre of a strided convolution does.": torch.cat(
-                [F.avg_pool2d(x, stride, ceil_mode=True), zeros], dim=1
+        mistakes = [
+            (
+                torch.cat([zeros, kept], dim=1),
+                "the zero maps come first.\nLook at which side of the channel axis they are added "
+                "to: map 0 of the input should stay map 0.",
             ),
-            "the largest of several pixels is taken.\nThe question asks to *keep* every "
-            "stride-th pixel.": torch.cat([F.max_pool2d(x, stride, ceil_mode=True), zeros], dim=1),
-        }
+            (
+                torch.cat([F.avg_pool2d(x, stride, ceil_mode=True), zeros], dim=1),
+                "pixels are averaged.\nThe question asks to *keep* every stride-th pixel, as the "
+                "centre of a strided convolution does.",
+            ),
+            (
+                torch.cat([F.max_pool2d(x, stride, ceil_mode=True), zeros], dim=1),
+                "the largest of several pixels is taken.\nThe question asks to *keep* every "
+                "stride-th pixel.",
+            ),
+        ]
         _require_values(
             result,
             torch.cat([kept, zeros], dim=1),
@@ -900,12 +975,21 @@ def residual_stack_identity(answer: Any) -> str:
         _call(what, stack, x),
         x,
         what,
-        {
-            "each layer doubles what it reads: the input is added twice.\nLook for both places "
-            "that add it; one of them is in a class that you did not write.": x * 2 ** len(layers),
-            "nothing is left of the input: now no place adds it.\nLook at who should.": x * 0,
-            "what is negative is lost.\nLook for a ReLU on the identity path.": x.clamp(min=0),
-        },
+        [
+            (
+                x * 2 ** len(layers),
+                "each layer doubles what it reads: the input is added twice.\nLook for both places "
+                "that add it; one of them is in a class that you did not write.",
+            ),
+            (
+                x * 0,
+                "nothing is left of the input: now no place adds it.\nLook at who should.",
+            ),
+            (
+                x.clamp(min=0),
+                "what is negative is lost.\nLook for a ReLU on the identity path.",
+            ),
+        ],
         "the input does not come out as it went in.\nLook at what happens to x besides H_l(x).",
     )
     return f"{type(stack).__name__} passes its input on when the branches give zero"
@@ -928,11 +1012,17 @@ def residual_stack_values(answer: Any) -> str:
         _call(what, stack, x),
         through(1),
         what,
-        {
-            "the input is added twice in each layer.\nLook for both places that add it; one of "
-            "them is in a class that you did not write.": through(2),
-            "the input is no longer added anywhere.\nLook at who should add it.": through(0),
-        },
+        [
+            (
+                through(2),
+                "the input is added twice in each layer.\nLook for both places that add it; one of "
+                "them is in a class that you did not write.",
+            ),
+            (
+                through(0),
+                "the input is no longer added anywhere.\nLook at who should add it.",
+            ),
+        ],
         "the values are wrong.\nEach x_l is H_l(x_{l-1}) + x_{l-1}, neither term scaled: look at "
         "the loop in forward.",
     )
@@ -1070,12 +1160,21 @@ def dense_block_values(answer: Any) -> str:
         y,
         torch.cat(maps, dim=1),
         name,
-        {
-            order: torch.cat(back[::-1], dim=1),
-            order + " ": torch.cat(maps[::-1], dim=1),
-            "each layer reads the newest maps first, though the output is in order.\nLook at "
-            "what stands first in the torch.cat that a layer reads.": torch.cat(back, dim=1),
-        },
+        [
+            (
+                torch.cat(back[::-1], dim=1),
+                order,
+            ),
+            (
+                torch.cat(maps[::-1], dim=1),
+                order,
+            ),
+            (
+                torch.cat(back, dim=1),
+                "each layer reads the newest maps first, though the output is in order.\nLook at "
+                "what stands first in the torch.cat that a layer reads.",
+            ),
+        ],
         "the values are wrong.\nLook at what each layer reads: the input and the maps of all "
         "layers before, in the order in which they were made.",
     )
@@ -1101,16 +1200,27 @@ def input_channels(answer: Any) -> str:
         answer,
         lambda layer, k0, k: k0 + sum(k for _ in range(1, layer)),
         [(1, 16, 12), (2, 16, 12), (5, 3, 4), (40, 24, 32)],
-        {
-            "layer l itself is counted among the layers before it.\nLook at the first layer: "
-            "whose maps does it read?": lambda layer, k0, k: k0 + k * layer,
-            "the maps that enter the block are left out.\nLook at the first layer: it must read "
-            "something.": lambda layer, k0, k: k * (layer - 1),
-            "only the layer just before is counted.\nA dense layer reads all layers before "
-            "it.": lambda layer, k0, k: k0 if layer == 1 else k,
-            "k_0 and k have changed places.\nWhich of them enters once, and which once for each "
-            "layer before?": lambda layer, k0, k: k + k0 * (layer - 1),
-        },
+        [
+            (
+                lambda layer, k0, k: k0 + k * layer,
+                "layer l itself is counted among the layers before it.\nLook at the first layer: "
+                "whose maps does it read?",
+            ),
+            (
+                lambda layer, k0, k: k * (layer - 1),
+                "the maps that enter the block are left out.\nLook at the first layer: it must "
+                "read something.",
+            ),
+            (
+                lambda layer, k0, k: k0 if layer == 1 else k,
+                "only the layer just before is counted.\nA dense layer reads all layers before it.",
+            ),
+            (
+                lambda layer, k0, k: k + k0 * (layer - 1),
+                "k_0 and k have changed places.\nWhich of them enters once, and which once for "
+                "each layer before?",
+            ),
+        ],
         "Write down what layers 1, 2 and 3 read, then look for the pattern.",
     )
     return f"{name} follows the widths of a block"
@@ -1123,18 +1233,33 @@ def connections(answer: Any) -> str:
         answer,
         lambda count: sum(range(1, count + 1)),
         [(1,), (2,), (5,), (100,)],
-        {
-            "connections from the input of the block are left out.\nx_0 is read directly by "
-            "every layer: look at the smallest block.": lambda count: count * (count - 1) // 2,
-            "the connections of a plain network are counted.\nHow many things does layer l of a "
-            "dense block read directly?": lambda count: count,
-            "each connection is counted twice.\nIt has a direction: from an earlier layer to a "
-            "later one.": lambda count: count * (count + 1),
-            "as many connections as pairs of layers in either direction are counted.\nA layer "
-            "reads only what was made before it.": lambda count: count**2,
-            "the block's output is counted as one more layer.\nThe question asks for what the L "
-            "layers read.": lambda count: (count + 1) * (count + 2) // 2,
-        },
+        [
+            (
+                lambda count: count * (count - 1) // 2,
+                "connections from the input of the block are left out.\nx_0 is read directly by "
+                "every layer: look at the smallest block.",
+            ),
+            (
+                lambda count: count,
+                "the connections of a plain network are counted.\nHow many things does layer l of "
+                "a dense block read directly?",
+            ),
+            (
+                lambda count: count * (count + 1),
+                "each connection is counted twice.\nIt has a direction: from an earlier layer to a "
+                "later one.",
+            ),
+            (
+                lambda count: count**2,
+                "as many connections as pairs of layers in either direction are counted.\nA layer "
+                "reads only what was made before it.",
+            ),
+            (
+                lambda count: (count + 1) * (count + 2) // 2,
+                "the block's output is counted as one more layer.\nThe question asks for what the "
+                "L layers read.",
+            ),
+        ],
         "Draw blocks of 1, 2 and 3 layers with their input x_0 and count the arrows.",
     )
     return f"{name} counts every arrow of a block once"
@@ -1153,28 +1278,40 @@ def block_parameters(answer: Any) -> str:
         answer,
         right,
         [(1, 3, 2), (4, 16, 12), (7, 5, 4), (20, 16, 4)],
-        {
-            "the batch normalisations are not counted.\nLook at what each of them learns for "
-            "each map that it reads.": lambda n, k0, k: sum(9 * k * (k0 + k * i) for i in range(n)),
-            "a batch normalisation is counted for the k maps that leave a layer.\nIt comes "
-            "first: how many maps does it read?": lambda n, k0, k: sum(
-                9 * k * (k0 + k * i) + 2 * k for i in range(n)
+        [
+            (
+                lambda n, k0, k: sum(9 * k * (k0 + k * i) for i in range(n)),
+                "the batch normalisations are not counted.\nLook at what each of them learns for "
+                "each map that it reads.",
             ),
-            "all layers are counted as wide as the first.\nLook at what the later ones "
-            "read.": lambda n, k0, k: n * right(1, k0, k),
-            "each layer is counted too wide by k.\nHow many layers come before the first "
-            "one?": lambda n, k0, k: right(n, k0 + k, k),
-            "a bias is counted for each convolution.\nLook at how DenseLayer makes "
-            "its own.": lambda n, k0, k: right(n, k0, k) + n * k,
-            "one number is counted for each map of a batch normalisation.\nLook at what it does "
-            "after it has normalised.": lambda n, k0, k: (
-                right(n, k0, k) - sum(k0 + k * i for i in range(n))
+            (
+                lambda n, k0, k: sum(9 * k * (k0 + k * i) + 2 * k for i in range(n)),
+                "a batch normalisation is counted for the k maps that leave a layer.\nIt comes "
+                "first: how many maps does it read?",
             ),
-            "running mean and variance are counted too.\nThey are buffers: the optimiser does "
-            "not learn them.": lambda n, k0, k: (
-                right(n, k0, k) + 2 * sum(k0 + k * i for i in range(n))
+            (
+                lambda n, k0, k: n * right(1, k0, k),
+                "all layers are counted as wide as the first.\nLook at what the later ones read.",
             ),
-        },
+            (
+                lambda n, k0, k: right(n, k0 + k, k),
+                "each layer is counted too wide by k.\nHow many layers come before the first one?",
+            ),
+            (
+                lambda n, k0, k: right(n, k0, k) + n * k,
+                "a bias is counted for each convolution.\nLook at how DenseLayer makes its own.",
+            ),
+            (
+                lambda n, k0, k: right(n, k0, k) - sum(k0 + k * i for i in range(n)),
+                "one number is counted for each map of a batch normalisation.\nLook at what it "
+                "does after it has normalised.",
+            ),
+            (
+                lambda n, k0, k: right(n, k0, k) + 2 * sum(k0 + k * i for i in range(n)),
+                "running mean and variance are counted too.\nThey are buffers: the optimiser does "
+                "not learn them.",
+            ),
+        ],
         "Count one layer first: its normalisation, then its convolution, both from the maps that "
         "it reads. Then sum over the layers.",
     )

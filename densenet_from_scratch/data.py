@@ -3,6 +3,9 @@
 The default is scikit-learn's ``digits``: 1,797 scanned handwritten digits of 8×8 pixels, which
 come inside that package, so nothing is downloaded. CIFAR-10, CIFAR-100 and Fashion-MNIST go
 through torchvision and are read from disk; they are downloaded only when you ask.
+
+scikit-learn and torchvision are imported where they are used: together they take twice as long to
+import as PyTorch does, and much of the course needs neither.
 """
 
 import shutil
@@ -13,11 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
-from torchvision import datasets, transforms
 
 from densenet_from_scratch.arguments import check_choice, check_count, check_fraction
 
@@ -49,24 +49,30 @@ class Data:
 
 @dataclass(frozen=True)
 class _TorchvisionSource:
-    make: Callable[..., Any]
+    class_name: str  # in torchvision.datasets
     folder: str  # where torchvision puts it under the root
     mean: tuple[float, ...]  # per channel, of the training images scaled to [0, 1]
     std: tuple[float, ...]
     image_shape: tuple[int, int, int]
+
+    @property
+    def make(self) -> Callable[..., Any]:
+        from torchvision import datasets
+
+        return getattr(datasets, self.class_name)
 
 
 _CIFAR10_STATISTICS = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 _CIFAR100_STATISTICS = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
 _TORCHVISION = {
     "fashion-mnist": _TorchvisionSource(
-        datasets.FashionMNIST, "FashionMNIST", (0.2860,), (0.3530,), (1, 28, 28)
+        "FashionMNIST", "FashionMNIST", (0.2860,), (0.3530,), (1, 28, 28)
     ),
     "cifar10": _TorchvisionSource(
-        datasets.CIFAR10, "cifar-10-batches-py", *_CIFAR10_STATISTICS, (3, 32, 32)
+        "CIFAR10", "cifar-10-batches-py", *_CIFAR10_STATISTICS, (3, 32, 32)
     ),
     "cifar100": _TorchvisionSource(
-        datasets.CIFAR100, "cifar-100-python", *_CIFAR100_STATISTICS, (3, 32, 32)
+        "CIFAR100", "cifar-100-python", *_CIFAR100_STATISTICS, (3, 32, 32)
     ),
 }
 DATASETS = ("digits", *_TORCHVISION)
@@ -108,6 +114,9 @@ def load_data(
 
 
 def _load_digits() -> Data:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
     bunch = load_digits()
     images = torch.tensor(bunch.images, dtype=torch.float32).unsqueeze(1) / 16  # (1797, 1, 8, 8)
     labels = torch.tensor(bunch.target)
@@ -126,6 +135,8 @@ def _load_digits() -> Data:
 
 
 def _load_torchvision(name: str, root: Path, download: bool, augment: bool) -> Data:
+    from torchvision import transforms
+
     source = _TORCHVISION[name]
     if not (root / source.folder).exists():
         if not download:
@@ -187,6 +198,8 @@ def stratified_split(dataset: Dataset, fraction: float, seed: int = 0) -> tuple[
     Raises:
         ValueError: ``fraction`` is out of range, or leaves a part with fewer images than classes.
     """
+    from sklearn.model_selection import train_test_split
+
     check_fraction("fraction", fraction, one=False)
     labels = labels_of(dataset)
     size, classes = round(len(labels) * fraction), len(labels.unique())

@@ -39,7 +39,7 @@ def count_macs(module: nn.Module, input_shape: Sequence[int]) -> int:
     """
     for axis, size in enumerate(input_shape):
         check_count(f"input_shape[{axis}]", size)
-    ghost = copy.deepcopy(module).to("meta").eval()
+    ghost = copy.deepcopy(module).to("meta", torch.float32).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         ghost(torch.empty(tuple(input_shape), device="meta"))
     return counter.get_total_flops() // 2
@@ -76,7 +76,7 @@ def architecture(
     Raises:
         ValueError: a name is not a module of the network, or a size is not a positive integer.
     """
-    ghost = copy.deepcopy(network).to("meta").eval()
+    ghost = copy.deepcopy(network).to("meta", torch.float32).eval()
     modules = dict(ghost.named_modules())
     if names is None:
         names = [

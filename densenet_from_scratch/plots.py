@@ -6,7 +6,9 @@ alternative. Figures are made without pyplot, so nothing stays open behind the r
 
 import io
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from IPython.display import Markdown, display
 from matplotlib import style
@@ -27,6 +29,8 @@ COLOURS = dict(zip(("plain", "residual", "dense"), PALETTE, strict=False))
 """One colour a kind of connection, the same in every figure."""
 MARKERS = {"plain": "o", "residual": "s", "dense": "^"}
 """And one marker, so that no figure depends on colour."""
+
+SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 
 
 def new_figure(width: float = 7.2, height: float = 3.6) -> Figure:
@@ -151,7 +155,9 @@ def training_curves(
     _label_ends(axis, ends, gap=(high - low) * 0.075)
     axis.set_xlabel("epoch")
     axis.set_ylabel(labels[quantity])
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    last_epoch = max(epoch for _, epoch, _, _ in ends)
+    ticks = MaxNLocator(integer=True).tick_values(1, last_epoch)
+    axis.set_xticks([tick for tick in ticks if 1 <= tick <= last_epoch])  # none under the names
     return figure
 
 
@@ -195,6 +201,31 @@ def by_depth(
     axis.margins(x=0.14)
     if log:
         axis.set_yscale("log")
+    return figure
+
+
+def by_seed(results: Mapping[str, Sequence[float]], xlabel: str) -> Figure:
+    """Draw a result of several networks: a row each, in it a dot a seed and a bar at their mean.
+
+    Args:
+        results: for each network, the results of all seeds.
+        xlabel: what the results are, with the unit.
+
+    Raises:
+        ValueError: there is no network, or one has no result.
+    """
+    if not results or not all(results.values()):
+        raise ValueError(f"results must hold a result of every network, got {dict(results)!r}")
+    figure, [axis] = new_axes(7.2, 0.9 + 0.5 * len(results))
+    for row, (values, colour) in enumerate(zip(results.values(), cycle(PALETTE), strict=False)):
+        # Seeds often agree to the digit; a little height keeps their dots apart.
+        heights = [row + 0.12 * (number % 3 - 1) for number in range(len(values))]
+        axis.plot(values, heights, "o", color=colour, alpha=0.75)
+        axis.plot([sum(values) / len(values)] * 2, [row - 0.3, row + 0.3], color=colour)
+    axis.set_yticks(range(len(results)), list(results))
+    axis.set_ylim(len(results) - 0.5, -0.5)  # the first row on top
+    axis.set_xlabel(xlabel)
+    axis.grid(False, axis="y")
     return figure
 
 
@@ -253,11 +284,15 @@ def connectivity(
             _arrow(axis, source, target, bend, look)
         if kind == "residual":
             _arrow(axis, target - 1, target, -0.9, {**look, "linestyle": (0, (3, 2))})
-    for index in range(num_layers + 1):
-        axis.plot(index, 0, "o", markersize=17, color="white", markeredgecolor="black", zorder=3)
-        axis.annotate(
-            f"$x_{{{index}}}$", (index, 0), ha="center", va="center", fontsize=9, zorder=4
-        )
+    dots = range(num_layers + 1)
+    axis.plot(
+        dots, [0] * len(dots), "o", markersize=17, color="white", markeredgecolor="black", zorder=3
+    )
+    for index in dots:
+        # A subscript of plain text: a widget draws this often, and mathematics takes longer.
+        label = "x" + str(index).translate(SUBSCRIPTS)
+        font: dict[str, Any] = {"fontsize": 10, "style": "italic", "in_layout": False}
+        axis.text(index, 0, label, ha="center", va="center", zorder=4, **font)
     axis.set_xlim(-0.5, num_layers + 0.5)
     axis.set_ylim(bottom, top)
     axis.set_aspect("equal")
@@ -265,8 +300,101 @@ def connectivity(
     return figure
 
 
+class Stage(NamedTuple):
+    """One part of a network, as :func:`architecture` draws it.
+
+    Attributes:
+        name: what stands below it.
+        layers: dense layers, or 0 for a stem, a transition or a head.
+        channels_in: maps that enter its first layer.
+        channels_out: maps that leave it.
+        size: height and width of its maps, in pixels.
+        parameters: how many it has.
+    """
+
+    name: str
+    layers: int
+    channels_in: int
+    channels_out: int
+    size: int
+    parameters: int
+
+
+def architecture(stages: Sequence[Stage]) -> Figure:
+    """Draw a network to scale, from left to right: above the size of its maps, below their number.
+
+    A dense block is as wide as it has layers, and the parts between blocks share one small width.
+
+    Args:
+        stages: the parts, in the order in which they run.
+
+    Raises:
+        ValueError: there is no stage, or one has a negative count.
+    """
+    if not stages:
+        raise ValueError(f"stages must hold at least one stage, got {stages!r}")
+    for index, stage in enumerate(stages):
+        for field, value in list(stage._asdict().items())[1:]:
+            minimum = 0 if field in ("layers", "parameters") else 1
+            check_count(f"stages[{index}].{field}", value, minimum)
+    narrow = max(1.0, 0.1 * sum(stage.layers for stage in stages))
+    highest = max(max(stage.channels_in, stage.channels_out) for stage in stages)
+    figure, [sizes, channels] = new_axes(8.4, 4.1, rows=2, sharex=True)
+    left, centres = 0.0, []
+    for stage in stages:
+        right = left + (stage.layers or narrow)
+        corners = [left, left, right, right]
+        colour = COLOURS["dense"] if stage.layers else "0.6"
+        sizes.fill(corners, [0, stage.size, stage.size, 0], color=colour, alpha=0.55)
+        channels.fill(
+            corners, [0, stage.channels_in, stage.channels_out, 0], color=colour, alpha=0.55
+        )
+        centres.append((left + right) / 2)
+        if stage.layers:
+            edges = [left + layer for layer in range(stage.layers + 1)]
+            sizes.vlines(edges, 0, stage.size, color="white", linewidth=0.7)
+            # All text is inside the axes: the layout need not measure it, which takes time.
+            look: dict[str, Any] = {"fontsize": 9, "in_layout": False}
+            text = f"{stage.size}×{stage.size}\n{stage.layers} layers"
+            sizes.annotate(text, (centres[-1], stage.size), ha="center", va="bottom", **look)
+            inside = stage.channels_in > 0.1 * highest  # or too low to hold a number
+            look["textcoords"] = "offset points"
+            channels.annotate(
+                str(stage.channels_in),
+                (left, stage.channels_in),
+                (2, -3 if inside else 3),
+                va="top" if inside else "bottom",
+                **look,
+            )
+            channels.annotate(
+                str(stage.channels_out), (right, stage.channels_out), (0, 3), ha="right", **look
+            )
+        left = right
+    names = [f"{_short(stage.parameters)}\n{stage.name}" for stage in stages]
+    channels.set_xticks(centres, names, fontsize=9)
+    channels.set_xlabel("parameters of each part")
+    for axis, label in ((sizes, "side (pixels)"), (channels, "feature maps")):
+        axis.set_ylabel(label)
+        axis.set_yticks([])  # the numbers stand beside what they measure
+        axis.spines["left"].set_visible(False)
+        axis.tick_params(axis="x", length=0)
+        axis.grid(False)
+        axis.margins(x=0.01, y=0.28)
+        axis.set_ylim(bottom=0)
+    return figure
+
+
+def _short(count: int) -> str:
+    """Write a count in three digits: 335040 as 335k."""
+    for unit, size in (("M", 10**6), ("k", 10**3)):
+        if count >= size:
+            return f"{count / size:.3g}{unit}"
+    return str(count)
+
+
 def _arrow(axis: Axes, source: int, target: int, bend: float, look: dict) -> None:
-    axis.add_patch(
+    # In no search for limits or layout, which would take most of the time: both are given.
+    axis.add_artist(
         FancyArrowPatch(
             (source, 0),
             (target, 0),
@@ -275,6 +403,7 @@ def _arrow(axis: Axes, source: int, target: int, bend: float, look: dict) -> Non
             mutation_scale=10,
             shrinkA=9,
             shrinkB=9,
+            in_layout=False,
             **look,
         )
     )

@@ -2,7 +2,7 @@
 
     x_l = H_l(x_{l-1}) + x_{l-1}
 
-He et al. (2016), "Identity Mappings in Deep Residual Networks", equation 2, in the form with
+He et al. (2016), "Identity Mappings in Deep Residual Networks", equation 3, in the form with
 nothing after the sum, so that the identity path runs untouched from the stem to the head.
 """
 

@@ -5,7 +5,7 @@ Each stands beside a static figure, so that a page teaches without a running ker
 
 import base64
 import html
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ipywidgets
@@ -15,13 +15,16 @@ from densenet_from_scratch.plots import to_png
 
 
 def explore(
-    draw: Callable[..., tuple[Figure, str]], **controls: ipywidgets.ValueWidget
+    draw: Callable[..., tuple[Figure, str] | tuple[Figure, str, Sequence[Sequence[str]]]],
+    **controls: ipywidgets.ValueWidget,
 ) -> ipywidgets.VBox:
     """Return controls and a picture that is drawn again whenever one of them moves.
 
     Args:
         draw: called with the controls' values by name; returns a figure and one sentence that says
-            what it shows. The sentence stands under the picture and is its text alternative.
+            what it shows. The sentence stands under the picture and is its text alternative. It may
+            also return a table to stand below: rows of text, of which the first is the header and
+            the first column names the row.
         controls: ipywidgets with a ``value`` and a ``description``, which is the label that the
             reader sees.
 
@@ -40,18 +43,32 @@ def explore(
     picture = ipywidgets.HTML()
 
     def redraw(_change: Any = None) -> None:
-        figure, sentence = draw(**{name: control.value for name, control in controls.items()})
+        figure, sentence, *tables = draw(**{name: c.value for name, c in controls.items()})
         encoded = base64.b64encode(to_png(figure)).decode()
         sentence = html.escape(sentence)
         picture.value = (
             f'<figure style="margin: 0"><img alt="{sentence}" '
             f'src="data:image/png;base64,{encoded}"><figcaption>{sentence}</figcaption></figure>'
+            + "".join(map(_html_table, tables))
         )
 
     for control in controls.values():
         control.observe(redraw, names="value")
     redraw()
     return ipywidgets.VBox([*controls.values(), picture])
+
+
+def _html_table(rows: Sequence[Sequence[str]]) -> str:
+    """Write a table whose first row and first column are headers, and the rest numbers."""
+
+    def cell(row: int, column: int, text: str) -> str:
+        tag = "td" if row and column else "th"
+        scope = "" if row and column else f' scope="{"row" if row else "col"}"'
+        style = f"text-align: {'right' if column else 'left'}; padding: 0 0.8em 0 0"
+        return f'<{tag}{scope} style="{style}">{html.escape(text)}</{tag}>'
+
+    lines = ["".join(cell(r, c, text) for c, text in enumerate(row)) for r, row in enumerate(rows)]
+    return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
 
 def int_slider(label: str, value: int, low: int, high: int, step: int = 1) -> ipywidgets.IntSlider:

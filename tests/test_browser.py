@@ -4,13 +4,13 @@ Needs Chromium or Chrome. Without one these tests are skipped, and the run's las
 where CI is set they fail instead.
 """
 
-import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
 import time
+import tomllib
 import urllib.request
 from pathlib import Path
 
@@ -147,29 +147,47 @@ def test_the_widget_moves_with_the_keyboard(lab, page, path):
     screenshot(page, f"widget_{path.stem}")
 
 
-def source_of(notebook: nbformat.NotebookNode, grade_id: str) -> tuple[int, str]:
-    """A cell's place and text, by its nbgrader name."""
-    return next(
-        (index, cell.source)
-        for index, cell in enumerate(notebook.cells)
-        if cell.metadata.get("nbgrader", {}).get("grade_id") == grade_id
-    )
+def cell(page: Page, index: int):
+    """A cell of the open notebook, by its place."""
+    return page.locator(f'.jp-NotebookPanel .jp-Cell[data-windowed-list-index="{index}"]')
 
 
-def retype(page: Page, index: int, source: str) -> None:
-    """Replace a cell's text as a reader would, and run it."""
-    cell = page.locator(
-        f'.jp-NotebookPanel:not(.lm-mod-hidden) .jp-Cell[data-windowed-list-index="{index}"]'
-    )
-    cell.scroll_into_view_if_needed()
-    cell.locator(".cm-content").click()
-    page.keyboard.press("Control+A")
-    page.keyboard.insert_text(source)
+def run_cell(page: Page, index: int, source: str | None = None) -> None:
+    """Click into a cell, type ``source`` in place of what is there, and press Control+Enter."""
+    cell(page, index).locator(".cm-content").click()
+    if source is not None:
+        page.keyboard.press("Control+A")
+        page.keyboard.insert_text(source)
     page.keyboard.press("Control+Enter")
+    page.wait_for_timeout(500)
     page.wait_for_selector(IDLE, timeout=60_000)
 
 
-def output_of(page: Page, index: int):
-    return page.locator(
-        f'.jp-NotebookPanel:not(.lm-mod-hidden) .jp-Cell[data-windowed-list-index="{index}"] .jp-OutputArea'
-    )
+def test_an_exercise_goes_from_a_helpful_message_to_a_tick(lab, page):
+    """Run the check on the stub, on a plausible wrong answer, and on the right one."""
+    address, _ = lab
+    name, grade_id, check_id = "01-plain", "plain-layer", "plain-layer-values"
+    cells = nbformat.read(ROOT / f"solutions/{name}/{name}.ipynb", as_version=4).cells
+    question = next(index for index, cell in enumerate(cells) if cell.id == grade_id)
+    check = next(index for index, cell in enumerate(cells) if cell.id == check_id)
+    right = cells[question].source
+    wrong = tomllib.loads((ROOT / f"tests/wrong_answers/{name}.toml").read_text())["answer"][0]
+    assert wrong["cell"] == grade_id
+
+    open_notebook(page, address, f"exercises/{name}/{name}.ipynb")
+    for index in range(question):
+        if cells[index].cell_type == "code":
+            run_cell(page, index)
+    run_cell(page, question)
+    run_cell(page, check)
+    expect(cell(page, check)).to_contain_text("your code is still missing")
+    screenshot(page, "exercise_stub")
+    run_cell(page, question, right.replace(wrong["replace"], wrong["by"]))
+    run_cell(page, check)
+    expect(cell(page, check)).to_contain_text(wrong["says"])
+    screenshot(page, "exercise_wrong")
+    run_cell(page, question, right)
+    run_cell(page, check)
+    expect(cell(page, check).locator(".jp-OutputArea")).to_contain_text("✓")
+    expect(cell(page, check)).not_to_contain_text("AssertionError")
+    screenshot(page, "exercise_right")

@@ -24,8 +24,15 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 def run(path: Path) -> None:
     """Execute one notebook in its own folder and write it back."""
     notebook = nbformat.read(path, as_version=4)
-    client = NotebookClient(notebook, timeout=600, resources={"metadata": {"path": path.parent}})
-    client.execute(store_widget_state=False)
+    resources = {"metadata": {"path": path.parent}}
+    client = NotebookClient(
+        notebook,
+        timeout=600,
+        resources=resources,
+        store_widget_state=False,
+        coalesce_streams=True,  # a cell's lines are one output, however slowly they came
+    )
+    client.execute()
     tidy(notebook)
     nbformat.validate(notebook)
     temporary = path.with_suffix(".part")

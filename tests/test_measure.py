@@ -1,0 +1,168 @@
+"""What is counted is compared with counts by hand."""
+
+import pytest
+import torch
+from torch import nn
+
+from densenet_from_scratch import DenseBlock, PlainNet, ResidualNet
+from densenet_from_scratch.measure import (
+    Row,
+    architecture,
+    connections,
+    count_macs,
+    count_parameters,
+    gradient_norms,
+    record_outputs,
+    saved_bytes,
+    saved_tensors,
+)
+
+FLOAT = 4  # bytes of a 32-bit number
+
+
+def test_parameters():
+    module = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.Linear(5, 2))
+    assert count_parameters(module) == (3 * 5 * 9 + 5) + (5 + 5) + (5 * 2 + 2)
+    module[0].requires_grad_(False)
+    assert count_parameters(module, trainable_only=True) == (5 + 5) + (5 * 2 + 2)
+
+
+@pytest.mark.parametrize(
+    "module, input_shape, macs",
+    [
+        # Each output number is a sum over the input channels and the kernel.
+        (nn.Conv2d(3, 5, 3, padding=1), (1, 3, 8, 6), 5 * 8 * 6 * 3 * 9),
+        (nn.Conv2d(3, 5, 3), (2, 3, 8, 6), 2 * 5 * 6 * 4 * 3 * 9),
+        (nn.Conv2d(3, 4, 7, stride=2, padding=3), (1, 3, 8, 8), 4 * 4 * 4 * 3 * 49),
+        (nn.Conv2d(4, 6, 1, groups=2), (1, 4, 5, 5), 6 * 5 * 5 * 2),
+        (nn.Linear(7, 3), (4, 7), 4 * 7 * 3),
+        (nn.Sequential(nn.BatchNorm2d(2), nn.ReLU(), nn.AvgPool2d(2)), (1, 2, 4, 4), 0),
+        (nn.Conv2d(1, 1, 1).double(), (1, 1, 2, 2), 4),
+    ],
+    ids=["padded", "valid, two images", "strided", "grouped", "linear", "uncounted", "float64"],
+)
+def test_macs(module, input_shape, macs):
+    assert count_macs(module, input_shape) == macs
+
+
+def test_counting_macs_leaves_the_network_alone():
+    network = PlainNet(1, channels=2).train()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    count_macs(network, (1, 1, 8, 8))
+    architecture(network, (1, 1, 8, 8))
+    assert network.training
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+def test_architecture():
+    network = PlainNet(2, channels=4, in_channels=3, num_classes=7)
+    pixels = 8 * 6
+    layer = 8 + 4 * 4 * 9
+    assert architecture(network, (2, 3, 8, 6)) == [
+        Row("stem", (2, 4, 8, 6), 3 * 4 * 9, 2 * pixels * 3 * 4 * 9),
+        Row("layers.0", (2, 4, 8, 6), layer, 2 * pixels * 4 * 4 * 9),
+        Row("layers.1", (2, 4, 8, 6), layer, 2 * pixels * 4 * 4 * 9),
+        Row("norm", (2, 4, 8, 6), 8, 0),
+        Row("classifier", (2, 7), 4 * 7 + 7, 2 * 4 * 7),
+    ]
+    rows = architecture(network, (2, 3, 8, 6), ["layers.1.conv", "stem"])
+    assert [row.name for row in rows] == ["stem", "layers.1.conv"]  # in the order they run
+
+
+def test_gradient_norms():
+    network = PlainNet(2, channels=2)
+    with pytest.raises(ValueError, match=r"module must have gradients: .*backward\(\).*\(stem\)"):
+        gradient_norms(network)
+    network(torch.randn(4, 1, 8, 8)).sum().backward()
+    norms = gradient_norms(network)
+    assert list(norms) == ["stem", "layers.0.conv", "layers.1.conv", "classifier"]
+    weight = network.layers[1].conv.weight
+    assert norms["layers.1.conv"] == pytest.approx(weight.grad.square().sum().sqrt().item())
+
+
+def test_bytes_saved_by_single_operations():
+    x = torch.randn(2, 3, 4, 4, requires_grad=True)
+    maps = x.numel() * FLOAT
+    assert saved_bytes(nn.ReLU(), x) == maps  # its output
+    assert saved_bytes(nn.Conv2d(3, 5, 3), x) == maps  # its input
+    assert saved_bytes(nn.BatchNorm2d(3), x) == maps + 2 * 3 * FLOAT  # input, mean, deviation
+    # A ReLU's output is the convolution's input: one tensor, counted once.
+    assert saved_bytes(nn.Sequential(nn.ReLU(), nn.Conv2d(3, 5, 3)), x) == maps
+    assert saved_bytes(nn.Flatten(), x) == 0
+    with torch.no_grad():
+        assert saved_bytes(nn.ReLU(), x) == 0
+
+
+def test_bytes_saved_by_a_dense_block():
+    """Two basic layers, k_0 = 3 and k = 2: counted by hand, tensor by tensor."""
+    x = torch.randn(2, 3, 4, 4)
+    channels = [
+        3,  # layer 1: [x_0], norm1's input
+        3,  # relu(norm1([x_0])), conv1's input
+        5,  # layer 2: [x_0, x_1], norm1's input
+        5,  # relu(norm1([x_0, x_1])), conv1's input
+    ]
+    moments = 2 * 3 + 2 * 5  # a mean and a deviation for each map that is normalised
+    expected = (sum(channels) * 2 * 4 * 4 + moments) * FLOAT
+    block = DenseBlock(2, 3, 2, bottleneck=False)
+    assert saved_bytes(block, x) == expected
+
+
+def test_measuring_saved_bytes_moves_no_running_statistics():
+    block = DenseBlock(1, 3, 2)
+    before = {key: value.clone() for key, value in block.state_dict().items()}
+    saved_bytes(block.train(), torch.randn(2, 3, 4, 4))
+    assert all(torch.equal(value, before[key]) for key, value in block.state_dict().items())
+
+
+def test_saved_tensors_leave_out_what_exists_anyway():
+    conv, x = nn.Conv2d(3, 5, 3), torch.randn(2, 3, 4, 4, requires_grad=True)
+    with saved_tensors() as everything:
+        conv(x)
+    with saved_tensors(conv) as activations:
+        conv(x)
+    assert sorted(tuple(tensor.shape) for tensor in everything) == [(2, 3, 4, 4), (5, 3, 3, 3)]
+    assert [tuple(tensor.shape) for tensor in activations] == [(2, 3, 4, 4)]
+    assert torch.equal(activations[0], x)
+
+
+def layer_maps(network: nn.Module) -> dict[str, torch.Tensor]:
+    """x_0 to x_L of a plain or residual network, in training mode."""
+    modules = {"x0": network.stem} | {f"x{n}": m for n, m in enumerate(network.layers, start=1)}
+    _, maps = record_outputs(modules, lambda: network(torch.randn(2, 1, 8, 8)))
+    return maps
+
+
+def block_maps(num_layers: int) -> dict[str, torch.Tensor]:
+    """x_0 to x_L of a dense block."""
+    block = DenseBlock(num_layers, 3, 2)
+    x = torch.randn(2, 3, 4, 4, requires_grad=True)
+    modules = {f"x{n}": layer for n, layer in enumerate(block.layers, start=1)}
+    _, maps = record_outputs(modules, lambda: block(x))
+    return {"x0": x} | maps
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 5])
+def test_connections(num_layers):
+    chain = [(f"x{n - 1}", f"x{n}") for n in range(1, num_layers + 1)]
+    assert connections(layer_maps(PlainNet(num_layers, channels=2))) == chain
+    assert connections(layer_maps(ResidualNet(num_layers, channels=2))) == chain
+    dense = connections(block_maps(num_layers))
+    assert dense == [(f"x{m}", f"x{n}") for n in range(1, num_layers + 1) for m in range(n)]
+    assert len(dense) == num_layers * (num_layers + 1) // 2
+
+
+def test_connections_of_a_tensor_without_a_graph():
+    x = torch.zeros(1)
+    with pytest.raises(ValueError, match=r"maps\['x0'\] must be part of an autograd graph"):
+        connections({"x0": x})
+
+
+def test_record_outputs():
+    network = PlainNet(1, channels=2)
+    x = torch.randn(2, 1, 8, 8)
+    logits, outputs = record_outputs({"head": network.classifier}, lambda: network(x))
+    assert outputs == {"head": logits}
+    with pytest.raises(ZeroDivisionError):
+        record_outputs({"head": network.classifier}, lambda: 1 / 0)
+    assert not network.classifier._forward_hooks, "hooks are taken off, after an error too"

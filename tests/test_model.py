@@ -1,0 +1,274 @@
+"""The whole DenseNet: the paper's sizes, torchvision's numbers, and any valid configuration."""
+
+import inspect
+import math
+import re
+
+import pytest
+import torch
+import torchvision
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from densenet_from_scratch import (
+    DenseNet,
+    densenet121,
+    densenet161,
+    densenet169,
+    densenet201,
+    densenet264,
+    densenet_cifar,
+    from_torchvision,
+    to_torchvision,
+)
+from densenet_from_scratch.efficient import BLOCK_TYPES
+from densenet_from_scratch.measure import architecture, count_macs, count_parameters
+
+
+def on_meta(make, *arguments, **options) -> DenseNet:
+    """Build a network without drawing its weights: its sizes are all that is looked at."""
+    with torch.device("meta"):
+        return make(*arguments, **options)
+
+
+def layers_counted(network: nn.Module) -> int:
+    """Convolutions and linear layers. Each lies on the longest path from image to logits."""
+    return sum(isinstance(part, nn.Conv2d | nn.Linear) for part in network.modules())
+
+
+# --- The paper's networks ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "make, parameters, gmacs, depth",
+    [
+        (densenet121, 7_978_856, 2.834, 121),
+        (densenet161, 28_681_000, 7.728, 161),
+        (densenet169, 14_149_480, 3.360, 169),
+        (densenet201, 20_013_928, 4.291, 201),
+        # Table 1's row of DenseNet-264 adds up to 265 layers: 1 + 2 (6 + 12 + 64 + 48) + 3 + 1.
+        (densenet264, 33_337_704, 5.752, 265),
+    ],
+)
+def test_imagenet_networks(make, parameters, gmacs, depth):
+    network = on_meta(make)
+    assert count_parameters(network) == parameters
+    assert round(count_macs(network, (1, 3, 224, 224)) / 1e9, 3) == gmacs
+    assert network.depth == layers_counted(network) == depth
+
+
+@pytest.mark.parametrize(
+    "depth, growth_rate, variant, parameters",
+    [
+        (40, 12, "plain", 1_019_722),
+        (100, 12, "plain", 6_979_642),
+        (100, 24, "plain", 27_249_082),
+        (100, 12, "BC", 769_162),
+        (250, 24, "BC", 15_324_406),
+        (190, 40, "BC", 25_624_430),
+    ],
+)
+def test_cifar_networks(depth, growth_rate, variant, parameters):
+    options = {"plain": {"bottleneck": False, "compression": 1}, "BC": {}}[variant]
+    network = on_meta(densenet_cifar, depth, growth_rate, **options)
+    assert count_parameters(network) == parameters
+    assert network.depth == layers_counted(network) == depth
+
+
+@pytest.mark.parametrize(
+    "bottleneck, compression, k_0",
+    [(False, 1, 16), (True, 1, 16), (False, 0.5, 16), (True, 0.5, 24)],
+    ids=["plain", "B", "C", "BC"],
+)
+def test_only_bc_starts_with_two_k_maps(bottleneck, compression, k_0):
+    network = on_meta(densenet_cifar, 22, 12, bottleneck, compression)
+    assert network.stem.conv.out_channels == k_0
+    assert network.depth == layers_counted(network) == 22
+
+
+def test_table_1_sizes_of_the_feature_maps():
+    names = ["stem", "transitions.0", "transitions.1", "transitions.2", "blocks.3", "classifier"]
+    rows = architecture(on_meta(densenet121), (1, 3, 224, 224), names)
+    sizes = [(64, 56, 56), (128, 28, 28), (256, 14, 14), (512, 7, 7), (1024, 7, 7), (1000,)]
+    assert [row.output_shape[1:] for row in rows] == sizes
+
+
+def test_the_default_network_is_bc_100_12():
+    default, named = on_meta(DenseNet), on_meta(densenet_cifar, 100, 12)
+    shapes = [{k: v.shape for k, v in n.state_dict().items()} for n in (default, named)]
+    assert shapes[0] == shapes[1]
+
+
+def test_call_sites_of_the_memory_efficient_implementation_work():
+    parameters = inspect.signature(DenseNet).parameters
+    assert [(name, p.default) for name, p in list(parameters.items())[:9]] == [
+        ("growth_rate", 12),
+        ("block_config", (16, 16, 16)),
+        ("compression", 0.5),
+        ("num_init_features", 24),
+        ("bn_size", 4),
+        ("drop_rate", 0),
+        ("num_classes", 10),
+        ("small_inputs", True),
+        ("efficient", False),
+    ]
+
+
+@pytest.mark.parametrize("efficient", BLOCK_TYPES)
+def test_named_networks_pass_their_options_on(efficient):
+    imagenet = on_meta(densenet121, 7, efficient=efficient)
+    cifar = on_meta(
+        densenet_cifar, 10, 4, drop_rate=0.2, num_classes=7, efficient=efficient, in_channels=1
+    )
+    for network in (imagenet, cifar):
+        assert network.classifier.out_features == 7
+        assert {type(block) for block in network.blocks} == {BLOCK_TYPES[efficient]}
+    assert cifar.stem.conv.in_channels == 1
+    assert cifar.blocks[0].layers[0].drop_rate == 0.2
+
+
+def test_initialisation():
+    network = DenseNet(growth_rate=16, block_config=(3, 3), num_init_features=64)
+    for name, part in network.named_modules():
+        if isinstance(part, nn.Conv2d):
+            fan_in = part.in_channels * math.prod(part.kernel_size)
+            deviation = part.weight.std(correction=0).item()
+            tolerance = 5 / math.sqrt(2 * part.weight.numel())  # five standard errors
+            assert deviation == pytest.approx(math.sqrt(2 / fan_in), rel=tolerance), name
+        elif isinstance(part, nn.BatchNorm2d):
+            assert (part.weight == 1).all() and (part.bias == 0).all()
+    assert (network.classifier.bias == 0).all()
+
+
+# --- The same as torchvision ---------------------------------------------------------------------
+
+
+def outcome(network: nn.Module, images: Tensor, rename=lambda weights: weights) -> dict:
+    """Logits, gradients and running statistics of one pass forth and back, under our names."""
+    torch.manual_seed(1)  # dropout
+    images = images.clone().requires_grad_()
+    logits = network(images)
+    F.cross_entropy(logits, torch.arange(len(images))).backward()
+    gradients = rename({name: p.grad for name, p in network.named_parameters()})
+    return {
+        "logits": logits.detach(),
+        "images": images.grad,
+        **{f"gradient of {name}": gradient for name, gradient in gradients.items()},
+        **rename(dict(network.named_buffers())),
+    }
+
+
+def assert_same(ours: nn.Module, theirs: nn.Module, images: Tensor) -> None:
+    """Two networks with equal weights do the same in float64, in training and then evaluation."""
+    for training in (True, False):
+        for network in (ours, theirs):
+            network.double().zero_grad()
+            network.train(training)
+        expected = outcome(theirs, images.double(), from_torchvision)
+        actual = outcome(ours, images.double())
+        # Their head sums the pixels in another order: equal up to rounding.
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", ["densenet121", "densenet169"])
+def test_torchvisions_weights_give_torchvisions_results(name):
+    theirs = getattr(torchvision.models, name)(num_classes=10)
+    ours = {"densenet121": densenet121, "densenet169": densenet169}[name](10)
+    ours.load_state_dict(from_torchvision(theirs.state_dict()))
+    assert_same(ours, theirs, torch.randn(2, 3, 64, 64))
+
+
+def torchvision_cifar(drop_rate: float) -> nn.Module:
+    """Torchvision's class as DenseNet-BC (22, 4), with the stem for small images."""
+    network = torchvision.models.DenseNet(
+        growth_rate=4,
+        block_config=(3, 3, 3),
+        num_init_features=8,
+        drop_rate=drop_rate,
+        num_classes=10,
+    )
+    network.features.conv0 = nn.Conv2d(3, 8, kernel_size=3, padding=1, bias=False)
+    for name in ("norm0", "relu0", "pool0"):
+        setattr(network.features, name, nn.Identity())
+    return network
+
+
+@pytest.mark.parametrize("drop_rate", [0.0, 0.2])
+def test_our_weights_give_the_same_results_in_torchvision(drop_rate):
+    ours, theirs = densenet_cifar(22, 4, drop_rate=drop_rate), torchvision_cifar(drop_rate)
+    theirs.load_state_dict(to_torchvision(ours.state_dict()))
+    assert_same(ours, theirs, torch.randn(3, 3, 16, 12))
+
+
+def test_the_downloadable_files_spelling_of_the_names():
+    """Torchvision's files say ``denselayer1.norm.1`` where its class says ``denselayer1.norm1``."""
+    weights = on_meta(torchvision.models.densenet121).state_dict()
+    old = {re.sub(r"(layer\d+\.(?:norm|conv))(\d)", r"\1.\2", k): v for k, v in weights.items()}
+    assert "features.denseblock4.denselayer16.norm.2.running_mean" in old
+    assert from_torchvision(old) == from_torchvision(weights)
+
+
+def test_renaming_shares_the_tensors():
+    network = on_meta(densenet_cifar, 10, 2)
+    weights = network.state_dict()
+    assert to_torchvision(weights)["features.norm5.weight"] is weights["norm.weight"]
+
+
+# --- Any valid configuration ---------------------------------------------------------------------
+
+configurations = st.fixed_dictionaries(
+    {
+        "growth_rate": st.integers(1, 5),
+        "block_config": st.lists(st.integers(1, 3), min_size=1, max_size=3),
+        "compression": st.sampled_from([0.25, 0.5, 0.8, 1]),
+        "num_init_features": st.integers(16, 20),  # so that no transition compresses to nothing
+        "bn_size": st.integers(1, 3),
+        "drop_rate": st.sampled_from([0, 0.3]),
+        "num_classes": st.integers(2, 4),
+        "small_inputs": st.booleans(),
+        "efficient": st.sampled_from(list(BLOCK_TYPES)),
+        "bottleneck": st.booleans(),
+        "in_channels": st.integers(1, 3),
+    }
+)
+
+
+@given(configuration=configurations, extra=st.tuples(st.integers(0, 3), st.integers(0, 3)))
+def test_any_configuration_gives_logits_and_gradients(configuration, extra):
+    network = DenseNet(**configuration)
+    height, width = (network.minimum_size + more for more in extra)
+    images = torch.randn(2, configuration["in_channels"], height, width)
+    logits = network(images)
+    assert logits.shape == (2, configuration["num_classes"])
+    F.cross_entropy(logits, torch.tensor([0, 1])).backward()
+    assert all(torch.isfinite(p.grad).all() for p in network.parameters())
+    assert network.depth == layers_counted(network)
+
+    channels = configuration["num_init_features"]
+    for block, num_layers in zip(network.blocks, configuration["block_config"], strict=True):
+        assert block.layers[0].norm1.num_features == channels
+        assert block.out_channels == channels + num_layers * configuration["growth_rate"]
+        channels = math.floor(block.out_channels * configuration["compression"])
+    assert len(network.transitions) == len(network.blocks) - 1
+    assert network.norm.num_features == network.classifier.in_features == block.out_channels
+
+
+@given(configuration=configurations)
+def test_weights_load_whichever_way_the_blocks_run(configuration):
+    network = DenseNet(**configuration).eval()
+    images = torch.randn(2, configuration["in_channels"], 29, 29)
+    for efficient in BLOCK_TYPES:
+        other = DenseNet(**configuration | {"efficient": efficient}).eval()
+        other.load_state_dict(network.state_dict())
+        with torch.no_grad():
+            torch.testing.assert_close(other(images), network(images))
+
+
+@given(configuration=configurations)
+def test_renaming_there_and_back_changes_nothing(configuration):
+    weights = on_meta(DenseNet, **configuration).state_dict()
+    renamed = to_torchvision(weights)
+    assert all(name.startswith(("features.", "classifier.")) for name in renamed)
+    assert from_torchvision(renamed) == weights

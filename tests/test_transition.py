@@ -1,0 +1,56 @@
+"""Transitions: how many maps leave, how large they are, and what is in them."""
+
+from itertools import product
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+from torchvision.models.densenet import _Transition
+
+from densenet_from_scratch import Transition
+
+
+@given(
+    in_channels=st.integers(1, 40),
+    sixteenths=st.integers(1, 16),
+    size=st.tuples(st.integers(1, 3), st.integers(2, 9), st.integers(2, 9)),
+)
+def test_compression_and_pooling_round_down(in_channels, sixteenths, size):
+    leaving = in_channels * sixteenths // 16  # ⌊θm⌋ in whole numbers
+    if leaving == 0:
+        with pytest.raises(ValueError, match="compression must leave at least one"):
+            Transition(in_channels, sixteenths / 16)
+        return
+    transition = Transition(in_channels, sixteenths / 16).eval()
+    assert transition.out_channels == leaving
+    count, height, width = size
+    y = transition(torch.randn(count, in_channels, height, width))
+    assert y.shape == (count, leaving, height // 2, width // 2)
+
+
+def test_it_is_bn_relu_conv1x1_and_the_mean_of_each_square():
+    transition = Transition(6, 0.5)
+    torch.nn.init.normal_(transition.norm.bias)
+    x = torch.randn(2, 6, 4, 4)
+    weight, bias = transition.norm.weight, transition.norm.bias
+    maps = F.relu(F.batch_norm(x, None, None, weight, bias, training=True))
+    maps = F.conv2d(maps, transition.conv.weight)
+    squares = [maps[:, :, i::2, j::2] for i, j in product((0, 1), repeat=2)]
+    torch.testing.assert_close(transition(x), torch.stack(squares).mean(0))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_it_equals_torchvisions(training):
+    ours, theirs = Transition(7, 3 / 7).double(), _Transition(7, 3).double()
+    theirs.load_state_dict(ours.state_dict())
+    results = []
+    for module in (ours.train(training), theirs.train(training)):
+        torch.manual_seed(0)
+        x = torch.randn(3, 7, 5, 6, dtype=torch.float64, requires_grad=True)
+        y = module(x)
+        y.square().sum().backward()
+        gradients = [p.grad for p in module.parameters()]
+        results.append([y, x.grad, *gradients, *module.buffers()])
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
