@@ -143,19 +143,6 @@ def test_by_seed_draws_a_row_a_network():
     assert axis.get_xlabel() == "test accuracy"
 
 
-def test_by_seed_draws_a_row_a_network():
-    [axis] = plots.by_seed({"plain": [0.5, 0.7], "dense": [0.9, 0.9, 0.9]}, "accuracy").axes
-    assert [label.get_text() for label in axis.get_yticklabels()] == ["plain", "dense"]
-    assert axis.yaxis_inverted(), "the first row is on top"
-    dots, means = axis.lines[::2], axis.lines[1::2]
-    assert [list(line.get_xdata()) for line in dots] == [[0.5, 0.7], [0.9, 0.9, 0.9]]
-    assert len(set(dots[1].get_ydata())) == 3, "equal results stay apart"
-    assert [line.get_xdata() for line in means] == [
-        pytest.approx([mean] * 2) for mean in (0.6, 0.9)
-    ]
-    assert axis.get_xlabel() == "accuracy"
-
-
 STAGES = [
     plots.Stage("stem", 0, 3, 16, 8, 432),
     plots.Stage("block 1", 4, 16, 32, 8, 12_345),
@@ -236,10 +223,6 @@ def test_connectivity_draws_into_given_axes():
         (
             lambda: plots.by_depth({"sparse": {6: [1.0]}}, "loss"),
             "kind must be one of 'plain', 'residual', 'dense', got 'sparse'",
-        ),
-        (
-            lambda: plots.by_seed({"plain": [1.0], "dense": []}, "loss"),
-            "results must hold a result of every network, got {'plain'",
         ),
         (lambda: plots.architecture([]), "stages must hold at least one stage, got "),
         (

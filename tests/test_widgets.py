@@ -69,20 +69,6 @@ def test_a_table_may_stand_below():
     )
 
 
-def test_a_table_may_stand_below():
-    rows = [["part", "maps"], ["<stem>", "16"]]
-    slider = widgets.int_slider("k", 1, low=1, high=2)
-    box = widgets.explore(lambda k: (plots.new_figure(), "A sentence.", rows), k=slider)
-    cells = re.findall(r"<(t[hd])(?: scope=\"(\w+)\")?[^>]*>(.*?)</", picture(box))
-    assert cells == [
-        ("th", "col", "part"),
-        ("th", "col", "maps"),
-        ("th", "row", "&lt;stem&gt;"),
-        ("td", "", "16"),
-    ]
-    assert picture(box).index("<figcaption>") < picture(box).index("<table>")
-
-
 def test_controls_are_labelled(explored):
     box, _ = explored
     layers, kind, _ = box.children

@@ -1,0 +1,264 @@
+"""Checks of the exercises of chapter 1."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from densenet_from_scratch.checks.common import (
+    as_check,
+    build_answer,
+    call_answer,
+    random_maps,
+    require,
+    require_numbers,
+    require_values,
+)
+from densenet_from_scratch.checks.layers import (
+    LayerSpec,
+    layer_gradient,
+    layer_list,
+    layer_parts,
+    layer_shape,
+    layer_side_effects,
+    layer_values,
+    require_separate,
+)
+from densenet_from_scratch.measure import count_parameters
+from densenet_from_scratch.plain import PlainLayer, PlainNet
+
+_PLAIN = LayerSpec(arguments=(4,), reads=4, makes=4)
+
+
+@as_check
+def plain_layer_parts(answer: Any) -> str:
+    """The plain layer has a normalisation and a convolution, as asked, and nothing else."""
+    return layer_parts(answer, _PLAIN)
+
+
+@as_check
+def plain_layer_shape(answer: Any) -> str:
+    """The plain layer keeps the number and the size of the maps, and their dtype."""
+    return layer_shape(answer, _PLAIN)
+
+
+@as_check
+def plain_layer_values(answer: Any) -> str:
+    """The plain layer is BN-ReLU-conv, in training and in evaluation."""
+    return layer_values(answer, _PLAIN)
+
+
+@as_check
+def plain_layer_side_effects(answer: Any) -> str:
+    """The plain layer does not change its input, and runs once."""
+    return layer_side_effects(answer, _PLAIN)
+
+
+@as_check
+def plain_layer_gradient(answer: Any) -> str:
+    """Gradients flow through the plain layer."""
+    return layer_gradient(answer, _PLAIN)
+
+
+def _plain_parameters(layers: int, channels: int, images: int, classes: int) -> int:
+    with torch.device("meta"):
+        return count_parameters(PlainNet(layers, channels, images, classes))
+
+
+@as_check
+def plain_parameters(answer: Any) -> str:
+    """The formula gives the number of parameters of a plain network."""
+    right = _plain_parameters
+    name = require_numbers(
+        answer,
+        right,
+        [(1, 1, 1, 2), (3, 4, 1, 10), (5, 8, 3, 7), (2, 16, 3, 100)],
+        [
+            (
+                lambda n, c, i, k: right(n, c, i, k) + (n + 1) * c,
+                "a bias is counted for each 3×3 convolution.\nLook at how PlainLayer and the stem "
+                "make theirs.",
+            ),
+            (
+                lambda n, c, i, k: right(n, c, i, k) + n * c,
+                "a bias is counted for each layer's 3×3 convolution.\nLook at how PlainLayer makes "
+                "its own.",
+            ),
+            (
+                lambda n, c, i, k: right(n, c, i, k) + 2 * (n + 1) * c,
+                "running mean and variance are counted too.\nThey are buffers: the optimiser does "
+                "not learn them. Look at what a BatchNorm has to learn for each map.",
+            ),
+            (
+                lambda n, c, i, k: right(n, c, i, k) - (n + 1) * c,
+                "one number is counted for each map of a batch normalisation.\nLook at what it "
+                "does after it has normalised.",
+            ),
+            (
+                lambda n, c, i, k: right(n, c, i, k) - 2 * (n + 1) * c,
+                "the batch normalisations are not counted.\nLook at what each of them learns for "
+                "each map.",
+            ),
+            (
+                lambda n, c, i, k: right(n, c, i, k) - 2 * c,
+                "the last batch normalisation, before the classifier, is not counted.\nGo through "
+                "the list of parts in the question.",
+            ),
+            (
+                lambda n, c, i, k: right(n, c, i, k) - k,
+                "the bias of the classifier is not counted.\nLook at the parts of a linear layer.",
+            ),
+            (
+                lambda n, c, i, k: right(n, c, i, k) - (c + 1) * k,
+                "the classifier is not counted.\nGo through the list of parts in the question.",
+            ),
+            (
+                lambda n, c, i, k: right(n, c, i, k) - 9 * i * c,
+                "the stem is not counted.\nGo through the list of parts in the question.",
+            ),
+            (
+                lambda n, c, i, k: right(n, c, i, k) + 9 * (c - i) * c,
+                "the stem is counted like a layer, from C maps to C maps.\nLook at how many "
+                "channels the image has.",
+            ),
+            (
+                lambda n, c, i, k: right(n, c, i, k) - 9 * n * c * (c - 1) - 9 * (i - 1) * c,
+                "a convolution is counted with one 3×3 kernel for each map it makes.\nIt has one "
+                "for each *pair* of a map read and a map made.",
+            ),
+        ],
+        "Count part by part: the stem, one layer, the last normalisation, the classifier. Which "
+        "of them have a bias?",
+    )
+    return f"{name} counts what a real network has"
+
+
+def _receptive_field(kernels: Sequence[int], strides: Sequence[int]) -> int:
+    # Backwards, from one output pixel to the pixels it sees.
+    size = 1
+    for kernel, stride in zip(reversed(kernels), reversed(strides), strict=True):
+        size = (size - 1) * stride + kernel
+    return size
+
+
+def _jumps(strides: Sequence[int], own: bool) -> list[int]:
+    jumps, jump = [], 1
+    for stride in strides:
+        jumps.append(jump * stride if own else jump)
+        jump *= stride
+    return jumps
+
+
+@as_check
+def receptive_field(answer: Any) -> str:
+    """The formula gives the receptive field of a stack with any kernels and strides."""
+    name = require_numbers(
+        answer,
+        _receptive_field,
+        [
+            ([3], [1]),
+            ([3, 3], [1, 1]),
+            ([7, 3], [2, 1]),
+            ([3, 2, 3, 1], [1, 2, 1, 2]),
+            ([5, 3, 3, 3], [2, 2, 2, 1]),
+        ],
+        [
+            (
+                lambda k, s: 1 + sum(kernel - 1 for kernel in k),
+                "the strides make no difference.\nAfter a stride of 2, neighbours in the next map "
+                "are two pixels apart: by how much does a kernel then widen the view?",
+            ),
+            (
+                lambda k, s: sum(k),
+                "the kernel sizes are added up.\nTwo neighbouring windows overlap: by how much "
+                "does a kernel of size 3 widen the view?",
+            ),
+            (
+                lambda k, s: (
+                    1 + sum((a - 1) * j for a, j in zip(k, _jumps(s, own=True), strict=True))
+                ),
+                "a layer's own stride already widens its own step.\nA stride spreads the outputs "
+                "of its layer: which layers read them?",
+            ),
+            (
+                lambda k, s: 1 + sum((a - 1) * b for a, b in zip(k, [1, *s[:-1]], strict=True)),
+                "only the stride of the layer just before counts.\nLook at what two strides of 2 "
+                "in a row do to the distance between neighbours.",
+            ),
+            (
+                lambda k, s: 1 + sum((a - 1) * (sum(s[:i]) or 1) for i, a in enumerate(k)),
+                "the strides before a layer are added up.\nLook at what two strides of 2 in a row "
+                "do to the distance between neighbours.",
+            ),
+            (
+                lambda k, s: _receptive_field(k, s) - 1,
+                "the result is one too small.\nHow many pixels does a network without layers see?",
+            ),
+        ],
+        "Draw it for this case: mark one pixel of the last map, then the pixels it reads, layer "
+        "by layer back to the image.",
+    )
+    return f"{name} finds how many pixels wide the view is, strides included"
+
+
+_STACK = (3, 4)  # layers, channels
+
+
+@as_check
+def plain_stack_layers(answer: Any) -> str:
+    """Every layer of the stack has weights of its own."""
+    stack = build_answer(answer, *_STACK, may_use=(PlainLayer,), random=False)
+    layers = layer_list(stack, _STACK[0])
+    for layer in layers:
+        _PLAIN.parts(layer)
+    require_separate(layers, type(stack).__name__)
+    require(
+        count_parameters(stack) == _STACK[0] * count_parameters(layers[0]),
+        f"{type(stack).__name__} has parameters outside self.layers.\nMend only what is broken.",
+    )
+    return f"{type(stack).__name__} has as many separate layers as asked"
+
+
+@as_check
+def plain_stack_values(answer: Any) -> str:
+    """The stack runs every layer once, in order."""
+    stack = build_answer(answer, *_STACK, may_use=(PlainLayer,))
+    layers = layer_list(stack, _STACK[0])
+    x = random_maps(2, _STACK[1], 4, 5)
+
+    def through(order: Sequence[nn.Module]) -> Tensor:
+        y = x
+        for layer in order:
+            y = _PLAIN.expected(layer, y)
+        return y
+
+    what = type(stack).__name__
+    require_values(
+        call_answer(what, stack, x),
+        through(layers),
+        what,
+        [
+            (
+                through([layers[0]] * _STACK[0]),
+                "only the first layer runs, again and again.\nLook at what the loop in forward "
+                "calls.",
+            ),
+            (
+                through(layers[:-1]),
+                "a layer is left out.\nLook at where the loop in forward ends.",
+            ),
+            (
+                through(layers[:1]),
+                "only one layer runs.\nLook at what each layer reads, and at where forward "
+                "returns.",
+            ),
+            (
+                through(layers[-1:]),
+                "the last layer reads the input.\nLook at what each layer reads: the output of the "
+                "one before.",
+            ),
+        ],
+        "the values are wrong.\nLook at what each layer reads: x_l = H_l(x_{l-1}).",
+    )
+    return f"{what} runs each layer once, in order"

@@ -1,0 +1,294 @@
+"""Checks of the exercises of chapter 2."""
+
+from dataclasses import replace
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from densenet_from_scratch.checks.common import (
+    as_check,
+    build_answer,
+    call_answer,
+    random_maps,
+    require,
+    require_own,
+    require_shape,
+    require_tensor,
+    require_values,
+    same_values,
+)
+from densenet_from_scratch.checks.layers import (
+    branch_by_hand,
+    layer_gradient,
+    layer_list,
+    layer_parts,
+    layer_shape,
+    layer_side_effects,
+    layer_values,
+)
+from densenet_from_scratch.checks.plain import (
+    _PLAIN,
+    _STACK,
+)
+from densenet_from_scratch.plain import PlainLayer
+from densenet_from_scratch.residual import ResidualLayer
+
+_RESIDUAL = replace(_PLAIN, adds_input=True, may_use=(PlainLayer,))
+
+
+@as_check
+def residual_layer_parts(answer: Any) -> str:
+    """The residual layer has the parts of a plain one: the shortcut costs no parameter."""
+    return layer_parts(answer, _RESIDUAL)
+
+
+@as_check
+def residual_layer_shape(answer: Any) -> str:
+    """The residual layer keeps the number and the size of the maps, and their dtype."""
+    return layer_shape(answer, _RESIDUAL)
+
+
+@as_check
+def residual_layer_values(answer: Any) -> str:
+    """The residual layer adds its input, untouched, to BN-ReLU-conv of it."""
+    return layer_values(answer, _RESIDUAL)
+
+
+@as_check
+def residual_layer_side_effects(answer: Any) -> str:
+    """The residual layer does not change its input, and runs its branch once."""
+    return layer_side_effects(answer, _RESIDUAL)
+
+
+@as_check
+def residual_layer_gradient(answer: Any) -> str:
+    """Gradients flow through the residual layer."""
+    return layer_gradient(answer, _RESIDUAL)
+
+
+@as_check
+def branches(answer: Any) -> str:
+    """The terms of the unrolled sum are the input and what each branch adds, and nothing else."""
+    name = require_own(answer, FunctionType)
+    layers = [_build_plain(3).eval() for _ in range(3)]
+    x = random_maps(2, 3, 4, 4)
+    states, terms, chain, parallel = [x], [x], [x], [x]
+    for layer in layers:
+        norm, conv = layer.norm, layer.conv
+        parallel.append(branch_by_hand(norm, conv, x))
+        chain.append(branch_by_hand(norm, conv, chain[-1]))
+        terms.append(branch_by_hand(norm, conv, states[-1]))
+        states.append(states[-1] + terms[-1])
+    before = x.clone()
+    result = call_answer(f"{name}(layers, x)", answer, layers, x)
+    require(
+        same_values(x, before),
+        f"{name} changes the tensor x that it was given.\nLook for +=: on a tensor it writes "
+        "into the tensor itself.",
+    )
+    require(
+        type(result) in (list, tuple),
+        f"{name} gives a {type(result).__name__}, not a list.\nThe question asks for the terms, "
+        "not for their sum.",
+    )
+    require(
+        len(result) == len(terms),
+        f"{name} gives {len(result)} terms for {len(layers)} layers.\nLook at the sum in the "
+        "question: what stands before the branches, and is there one term for each of them?",
+    )
+    for index in range(len(terms)):
+        require_values(
+            result[index],
+            terms[index],
+            f"Term {index} of {name}(layers, x)",
+            [
+                (
+                    parallel[index],
+                    "every branch reads the input, as if x_L were x_0 plus all H_l(x_0).\nLook at "
+                    "what the layer before has already added by then.",
+                ),
+                (
+                    chain[index],
+                    "each branch reads only the branch before it, as in a plain network.\nH_l "
+                    "reads x_{l-1}, which is a sum: of what?",
+                ),
+                (
+                    states[index],
+                    "this is x_l itself, and the sum of all x_l is far more than x_L.\nLook at "
+                    "what each layer *adds*.",
+                ),
+            ],
+            f"the values are wrong.\nWrite down what x_{index} is made of, and look at what your "
+            "loop has in hand at that moment.",
+        )
+    return f"{name} takes x_L apart: the terms are right, and they sum to it"
+
+
+def _build_plain(channels: int) -> PlainLayer:
+    layer = PlainLayer(channels).double()
+    with torch.no_grad():
+        layer.norm.weight.normal_()
+        layer.norm.bias.normal_()
+    return layer
+
+
+_SHORTCUTS = [
+    ((2, 3, 6, 8), 5, 2),
+    ((1, 2, 5, 7), 6, 2),
+    ((2, 3, 7, 7), 4, 3),
+    ((2, 3, 4, 4), 3, 1),
+]
+
+
+@as_check
+def shortcut_shape(answer: Any) -> str:
+    """The shortcut without parameters has the shape that the branch has."""
+    name = require_own(answer, FunctionType)
+    for shape, channels, stride in _SHORTCUTS:
+        what = f"{name}(x, {channels}, {stride}) for x of shape {shape}"
+        n, c, h, w = shape
+        height, width = -(-h // stride), -(-w // stride)
+        require_shape(
+            call_answer(what, answer, random_maps(*shape), channels, stride),
+            (n, channels, height, width),
+            what,
+            {
+                (n, c, height, width): "The maps are fewer, but there are not as many as the "
+                "branch makes: look at the channels.",
+                (n, channels, h, w): "There are enough maps, but they are not smaller: look at "
+                "the stride.",
+                (n, c + channels, height, width): "There are too many maps: how many zeros are "
+                "missing, and how many are there in the end?",
+                (n, channels, h // stride, w // stride): "The last row and column are missing "
+                "where the stride does not divide the size.",
+                (n, c, height, width + channels - c): "The zeros are beside the pixels, not "
+                "behind the maps.\nF.pad counts axes from the last: look at which pair is which.",
+                (n, c, height + channels - c, width): "The zeros are below the pixels, not behind "
+                "the maps.\nF.pad counts axes from the last: look at which pair is which.",
+            },
+        )
+    for dtype in (torch.float32, torch.float64):
+        y = call_answer(f"{name} in {dtype}", answer, torch.zeros(1, 2, 4, 4, dtype=dtype), 3, 2)
+        require(
+            y.dtype == dtype,
+            f"{name} turns {dtype} into {y.dtype}.\nLook at which dtype the zeros are made with.",
+        )
+    return f"{name} gives the shape that the branch has, and keeps the dtype"
+
+
+@as_check
+def shortcut_values(answer: Any) -> str:
+    """The shortcut keeps every stride-th pixel, then zero maps; gradients reach those pixels."""
+    name = require_own(answer, FunctionType)
+    for shape, channels, stride in _SHORTCUTS:
+        x = random_maps(*shape).requires_grad_()
+        what = f"{name}(x, {channels}, {stride}) for x of shape {shape}"
+        result = require_tensor(call_answer(what, answer, x, channels, stride), what)
+        n, c, h, w = shape
+        zeros = torch.zeros(n, channels - c, -(-h // stride), -(-w // stride), dtype=x.dtype)
+        kept = x[:, :, ::stride, ::stride]
+        mistakes = [
+            (
+                torch.cat([zeros, kept], dim=1),
+                "the zero maps come first.\nLook at which side of the channel axis they are added "
+                "to: map 0 of the input should stay map 0.",
+            ),
+            (
+                torch.cat([F.avg_pool2d(x, stride, ceil_mode=True), zeros], dim=1),
+                "pixels are averaged.\nThe question asks to *keep* every stride-th pixel, as the "
+                "centre of a strided convolution does.",
+            ),
+            (
+                torch.cat([F.max_pool2d(x, stride, ceil_mode=True), zeros], dim=1),
+                "the largest of several pixels is taken.\nThe question asks to *keep* every "
+                "stride-th pixel.",
+            ),
+        ]
+        require_values(
+            result,
+            torch.cat([kept, zeros], dim=1),
+            what,
+            mistakes,
+            "the values are wrong.\nLook at row 0 and column 0: are they kept? And are the maps "
+            "that were added all zero?",
+        )
+        require(
+            result.requires_grad,
+            f"{what}: no gradient flows back.\nLook for detach(), .data, numpy, torch.no_grad().",
+        )
+    return f"{name} keeps the pixels it should and adds maps of zeros"
+
+
+def _residual_stack(answer: Any) -> tuple[nn.Module, list[nn.Module]]:
+    stack = build_answer(answer, *_STACK, may_use=(PlainLayer, ResidualLayer))
+    return stack, layer_list(stack, _STACK[0])
+
+
+@as_check
+def residual_stack_identity(answer: Any) -> str:
+    """With branches that give zero, the stack passes its input on."""
+    stack, layers = _residual_stack(answer)
+    with torch.no_grad():
+        for layer in layers:
+            _PLAIN.parts(layer)[1].weight.zero_()
+    x = random_maps(2, _STACK[1], 4, 4)
+    what = f"{type(stack).__name__} with branches of zero"
+    require_values(
+        call_answer(what, stack, x),
+        x,
+        what,
+        [
+            (
+                x * 2 ** len(layers),
+                "each layer doubles what it reads: the input is added twice.\nLook for both places "
+                "that add it; one of them is in a class that you did not write.",
+            ),
+            (
+                x * 0,
+                "nothing is left of the input: now no place adds it.\nLook at who should.",
+            ),
+            (
+                x.clamp(min=0),
+                "what is negative is lost.\nLook for a ReLU on the identity path.",
+            ),
+        ],
+        "the input does not come out as it went in.\nLook at what happens to x besides H_l(x).",
+    )
+    return f"{type(stack).__name__} passes its input on when the branches give zero"
+
+
+@as_check
+def residual_stack_values(answer: Any) -> str:
+    """The stack of residual layers computes x_l = H_l(x_{l-1}) + x_{l-1}."""
+    stack, layers = _residual_stack(answer)
+    x = random_maps(2, _STACK[1], 4, 5)
+
+    def through(times: float) -> Tensor:
+        y = x
+        for layer in layers:
+            y = _PLAIN.expected(layer, y) + times * y
+        return y
+
+    what = type(stack).__name__
+    require_values(
+        call_answer(what, stack, x),
+        through(1),
+        what,
+        [
+            (
+                through(2),
+                "the input is added twice in each layer.\nLook for both places that add it; one of "
+                "them is in a class that you did not write.",
+            ),
+            (
+                through(0),
+                "the input is no longer added anywhere.\nLook at who should add it.",
+            ),
+        ],
+        "the values are wrong.\nEach x_l is H_l(x_{l-1}) + x_{l-1}, neither term scaled: look at "
+        "the loop in forward.",
+    )
+    return f"{what} computes H_l(x) + x in every layer"
