@@ -10,7 +10,6 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from IPython.display import Markdown, display
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -82,6 +81,8 @@ def show(figure: Figure, caption: str) -> None:
     """
     if not caption.strip():
         raise ValueError(f"caption must say what the figure shows, got {caption!r}")
+    from IPython.display import Markdown, display  # only notebooks have it
+
     bundle = {"image/png": to_png(figure), "text/plain": caption}
     display(bundle, raw=True, metadata={"image/png": {"alt": caption}})
     display(Markdown(f"*{caption}*"))
@@ -340,6 +341,10 @@ def architecture(stages: Sequence[Stage]) -> Figure:
     narrow = max(1.0, 0.1 * sum(stage.layers for stage in stages))
     highest = max(max(stage.channels_in, stage.channels_out) for stage in stages)
     figure, [sizes, channels] = new_axes(8.4, 4.1, rows=2, sharex=True)
+    figure.set_layout_engine("none")  # fixed places: nothing jumps in a widget, and it is faster
+    sizes.set_position((0.03, 0.6, 0.96, 0.39))
+    channels.set_position((0.03, 0.2, 0.96, 0.39))
+    look: dict[str, Any] = {"fontsize": 9, "textcoords": "offset points"}
     left, centres = 0.0, []
     for stage in stages:
         right = left + (stage.layers or narrow)
@@ -353,12 +358,11 @@ def architecture(stages: Sequence[Stage]) -> Figure:
         if stage.layers:
             edges = [left + layer for layer in range(stage.layers + 1)]
             sizes.vlines(edges, 0, stage.size, color="white", linewidth=0.7)
-            # All text is inside the axes: the layout need not measure it, which takes time.
-            look: dict[str, Any] = {"fontsize": 9, "in_layout": False}
             text = f"{stage.size}×{stage.size}\n{stage.layers} layers"
-            sizes.annotate(text, (centres[-1], stage.size), ha="center", va="bottom", **look)
+            sizes.annotate(
+                text, (centres[-1], stage.size), (0, 1), ha="center", va="bottom", **look
+            )
             inside = stage.channels_in > 0.1 * highest  # or too low to hold a number
-            look["textcoords"] = "offset points"
             channels.annotate(
                 str(stage.channels_in),
                 (left, stage.channels_in),

@@ -46,7 +46,9 @@ def test_colours_and_markers_tell_the_kinds_apart():
 
 def test_show_displays_a_picture_its_alternative_text_and_a_caption(monkeypatch):
     shown = []
-    monkeypatch.setattr(plots, "display", lambda *a, **options: shown.append((a[0], options)))
+    monkeypatch.setattr(
+        "IPython.display.display", lambda *a, **options: shown.append((a[0], options))
+    )
     figure, _ = plots.new_axes()
     plots.show(figure, "What it says.")
     (bundle, options), (caption, _) = shown
