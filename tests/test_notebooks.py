@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import densenet_from_scratch
-from densenet_from_scratch import dense, plain, residual
+from densenet_from_scratch import dense, model, plain, residual, transition
 
 ROOT = Path(__file__).parent.parent
 CHAPTERS = sorted((ROOT / "chapters").glob("*.ipynb"))
@@ -148,6 +148,22 @@ BUILT = [
         lambda c: c(3, 4, 2, bottleneck=False) if c is dense.DenseBlock else c(3, 4, 2),
         dense.DenseBlock,
         (2, 4, 6, 6),
+    ),
+    ("05", "BottleneckLayer", lambda c: c(5, 3), dense.BottleneckLayer, (2, 5, 6, 6)),
+    ("06", "Transition", lambda c: c(6, 0.4), transition.Transition, (2, 6, 6, 5)),
+    (
+        "07",
+        "DenseNet",
+        lambda c: c(3, (2, 1, 2), num_init_features=5),
+        model.DenseNet,
+        (2, 3, 8, 8),
+    ),
+    (
+        "07",
+        "DenseNet",
+        lambda c: c(3, (2, 1, 2, 1), num_init_features=6, small_inputs=False, num_classes=4),
+        model.DenseNet,
+        (3, 3, 40, 40),
     ),
 ]
 
