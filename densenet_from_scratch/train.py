@@ -188,6 +188,7 @@ def train(
         desc=label,
         disable=not progress,
         leave=False,
+        mininterval=1.0,  # seconds; a notebook gets several messages for each redraw
     )
     try:
         for epoch in range(len(history), recipe.epochs):
@@ -204,7 +205,9 @@ def train(
             history.eval_loss.append(eval_loss)
             history.eval_accuracy.append(eval_accuracy)
             history.seconds.append(perf_counter() - started)
-            bar.set_postfix(loss=f"{train_loss:.3f}", accuracy=f"{eval_accuracy:.3f}")
+            bar.set_postfix(
+                loss=f"{train_loss:.3f}", accuracy=f"{eval_accuracy:.3f}", refresh=False
+            )
             if run_dir is not None:
                 _save_run(Path(run_dir), model, optimizer, scheduler, recipe, history)
     except KeyboardInterrupt:
