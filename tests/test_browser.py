@@ -145,8 +145,14 @@ def test_the_widget_moves_with_the_keyboard(lab, page, path):
     open_notebook(page, address, name)
     run_all(page)
     panel = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)")
-    panel.locator(".jp-Cell").last.scroll_into_view_if_needed()
     picture = panel.locator(".jp-OutputArea figure img").last
+    for _ in range(
+        60
+    ):  # JupyterLab draws only the cells in sight, and finds their heights as it goes
+        panel.locator(".jp-WindowedPanel-outer").evaluate("e => { e.scrollTop = e.scrollHeight }")
+        page.wait_for_timeout(500)
+        if picture.count():
+            break
     picture.wait_for(state="visible")
     before = picture.get_attribute("src"), picture.get_attribute("alt")
     assert len(before[1]) > 20
