@@ -205,9 +205,7 @@ def train(
             history.eval_loss.append(eval_loss)
             history.eval_accuracy.append(eval_accuracy)
             history.seconds.append(perf_counter() - started)
-            bar.set_postfix(
-                loss=f"{train_loss:.3f}", accuracy=f"{eval_accuracy:.3f}", refresh=False
-            )
+            bar.set_postfix(loss=f"{train_loss:.3f}", accuracy=f"{eval_accuracy:.3f}")
             if run_dir is not None:
                 _save_run(Path(run_dir), model, optimizer, scheduler, recipe, history)
     except KeyboardInterrupt:
