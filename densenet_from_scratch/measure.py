@@ -37,12 +37,18 @@ def count_macs(module: nn.Module, input_shape: Sequence[int]) -> int:
     Raises:
         ValueError: a size in ``input_shape`` is not a positive integer.
     """
+    ghost, image = _ghost(module, input_shape)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        ghost(image)
+    return counter.get_total_flops() // 2
+
+
+def _ghost(module: nn.Module, input_shape: Sequence[int]) -> tuple[nn.Module, Tensor]:
+    """Return a copy of ``module`` in evaluation mode and an input for it, both without data."""
     for axis, size in enumerate(input_shape):
         check_count(f"input_shape[{axis}]", size)
     ghost = copy.deepcopy(module).to("meta", torch.float32).eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        ghost(torch.empty(tuple(input_shape), device="meta"))
-    return counter.get_total_flops() // 2
+    return ghost, torch.empty(tuple(input_shape), device="meta")
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ def architecture(
     Raises:
         ValueError: a name is not a module of the network, or a size is not a positive integer.
     """
-    ghost = copy.deepcopy(network).to("meta", torch.float32).eval()
+    ghost, image = _ghost(network, input_shape)
     modules = dict(ghost.named_modules())
     if names is None:
         names = [
@@ -91,9 +97,6 @@ def architecture(
     for name in names:
         if name not in modules:
             raise ValueError(f"names must be modules of the network, got {name!r}")
-    for axis, size in enumerate(input_shape):
-        check_count(f"input_shape[{axis}]", size)
-    image = torch.empty(tuple(input_shape), device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         _, outputs = record_outputs({n: modules[n] for n in names}, lambda: ghost(image))
     counts = counter.get_flop_counts()
