@@ -4,6 +4,9 @@ All comparisons are in float64: outputs, gradients, running statistics, dropout 
 the random numbers afterwards.
 """
 
+import copy
+import pickle
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +17,7 @@ from torch import Tensor, nn
 
 from densenet_from_scratch import DenseBlock, DenseNet
 from densenet_from_scratch.efficient import BLOCK_TYPES
-from densenet_from_scratch.measure import saved_bytes
+from densenet_from_scratch.measure import growth_exponent, saved_bytes
 
 WAYS = {block_type: way for way, block_type in BLOCK_TYPES.items() if way is not False}
 ways = pytest.mark.parametrize("way", WAYS.values())
@@ -160,17 +163,225 @@ def test_training_a_whole_network_gives_the_same_weights(way):
 
 
 @ways
-def test_mixed_precision_is_recomputed_as_it_was_computed(way):
-    plain, other = pair(way, 2, 4, 2)
-    gradients = []
-    for block in (plain.float(), other.float()):
+def test_in_mixed_precision_it_is_as_close_to_the_truth_as_the_plain_block(way):
+    truth, other = pair(way, 3, 8, 4)
+    plain = copy.deepcopy(truth)
+    x, weights = (torch.randn(8, c, 9, 9, dtype=torch.float64) for c in (8, 20))
+
+    def gradients(block: DenseBlock, maps: Tensor, autocast: bool) -> Tensor:
+        maps = maps.detach().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            y = block(maps)
+        (y.double() * weights).sum().backward()
+        found = [maps.grad, *(p.grad for p in block.parameters())]
+        return torch.cat([gradient.double().flatten() for gradient in found])
+
+    right = gradients(truth, x, autocast=False)
+    for dtype in (torch.float32, torch.bfloat16):
+        plain_error, error = (
+            ((gradients(copy.deepcopy(block).float(), x.to(dtype), autocast=True) - right).norm())
+            for block in (plain, other)
+        )
+        assert error < 1.3 * plain_error < 0.2 * right.norm()
+
+
+@ways
+@layer_types
+@pytest.mark.parametrize("drop_rate", [0.0, 0.4])
+@pytest.mark.parametrize("layout", ["channels last", "every second column", "transposed"])
+def test_the_order_of_the_input_in_memory_changes_nothing(way, bottleneck, drop_rate, layout):
+    results = []
+    for block in pair(way, 3, 4, 2, bottleneck, drop_rate=drop_rate):
         torch.manual_seed(0)
-        x = torch.randn(3, 4, 5, 6, requires_grad=True)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            y = block(x)
-        y.float().square().sum().backward()
-        gradients.append({"x": x.grad, **{n: p.grad for n, p in block.named_parameters()}})
-    torch.testing.assert_close(gradients[1], gradients[0])
+        x = torch.randn(3, 4, 6, 6, dtype=torch.float64)
+        if layout == "channels last":
+            x = x.contiguous(memory_format=torch.channels_last)
+        elif layout == "every second column":
+            x = torch.randn(3, 4, 6, 12, dtype=torch.float64)[..., ::2]
+        else:
+            x = x.transpose(2, 3)
+        x.requires_grad_()
+        y = block(x)
+        (y * torch.randn(y.shape, dtype=y.dtype)).sum().backward()
+        results.append(
+            {
+                "output": y.detach(),
+                "gradient": x.grad,
+                **{name: p.grad for name, p in block.named_parameters()},
+                **dict(block.named_buffers()),
+                "random state": torch.get_rng_state(),
+            }
+        )
+    assert_equal(results[1], results[0])
+
+
+IMAGENET = {"small_inputs": False, "num_init_features": 6}
+CIFAR = {"drop_rate": 0.2, "num_init_features": 4}
+
+
+def small_network(efficient: bool | str, **options: Any) -> DenseNet:
+    torch.manual_seed(0)
+    return DenseNet(
+        growth_rate=3, block_config=(2, 3), num_classes=3, efficient=efficient, **options
+    )
+
+
+def gradients_of_a_step(
+    network: nn.Module, dtype: torch.dtype = torch.float64, seed: int = 1
+) -> dict[str, Tensor]:
+    """Train one step on random images; return the logits, all gradients and the statistics."""
+    torch.manual_seed(seed)
+    network.zero_grad()
+    images = torch.randn(4, 3, 13, 11, dtype=dtype)
+    logits = network(images)
+    nn.functional.cross_entropy(logits, torch.tensor([0, 1, 2, 0])).backward()
+    return {
+        "logits": logits.detach(),
+        **{name: p.grad for name, p in network.named_parameters()},
+        **dict(network.named_buffers()),
+        "random state": torch.get_rng_state(),
+    }
+
+
+@ways
+@pytest.mark.parametrize("options", [CIFAR, IMAGENET, CIFAR | {"bottleneck": False}])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_whole_network_gives_what_the_plain_one_gives(way, options, memory_format):
+    """With stem, transitions (images of odd size) and head, in both orders of memory."""
+    plain, other = (
+        small_network(efficient, **options).double().to(memory_format=memory_format)
+        for efficient in (False, way)
+    )
+    assert_equal(gradients_of_a_step(other), gradients_of_a_step(plain))
+
+
+@ways
+@pytest.mark.parametrize("options", [CIFAR, IMAGENET])
+def test_evaluation_gives_what_the_plain_network_gives(way, options):
+    plain = small_network(False, **options).double()
+    gradients_of_a_step(plain)
+    other = small_network(way, **options).double()
+    other.load_state_dict(plain.state_dict())  # the ways exchange their weights
+    assert_equal(gradients_of_a_step(other.eval()), gradients_of_a_step(plain.eval()))
+    with torch.no_grad():
+        images = torch.randn(2, 3, 13, 11, dtype=torch.float64)
+        torch.testing.assert_close(other(images), plain(images))
+
+
+@ways
+def test_a_last_norm_of_its_own_kind_is_respected(way):
+    """A transition's norm that differs from the layers' own cannot read their x̂."""
+    plain, other = (small_network(efficient).double() for efficient in (False, way))
+    for network in (plain, other):
+        network.transitions[0].norm.eps = 1e-3
+        network.blocks[1].layers[1].norm1.eps = 1e-2
+    assert_equal(gradients_of_a_step(other), gradients_of_a_step(plain))
+
+
+@ways
+def test_one_value_per_channel_is_refused_in_training(way):
+    block = BLOCK_TYPES[way](2, 4, 2)
+    with pytest.raises(ValueError, match=r"more than (1|one) value per channel"):
+        block(torch.randn(1, 4, 1, 1))
+
+
+@ways
+def test_a_compiled_network_gives_the_same(way):
+    """Efficient blocks break the graph, cleanly; backend "eager" needs no compiler."""
+    plain, other = (small_network(efficient, **CIFAR).double() for efficient in (False, way))
+    compiled = torch.compile(other, backend="eager")
+    expected = gradients_of_a_step(plain)
+    actual = gradients_of_a_step(compiled)
+    assert_equal({n.removeprefix("_orig_mod."): v for n, v in actual.items()}, expected)
+
+
+def test_the_plain_network_compiles_to_one_graph():
+    plain = small_network(False).double()
+    compiled = torch.compile(plain, backend="eager", fullgraph=True)
+    images = torch.randn(4, 3, 12, 12, dtype=torch.float64)
+    torch.testing.assert_close(compiled(images), plain(images))
+
+
+@ways
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda n: pickle.loads(pickle.dumps(n))])
+def test_copies_and_pickles_are_independent_and_equal(way, copied):
+    network = small_network(way).double()
+    twin = copied(network)
+    result = gradients_of_a_step(network)
+    assert int(twin.norm.num_batches_tracked) == 0
+    assert_equal(gradients_of_a_step(twin), result)
+
+
+@ways
+def test_backward_twice_through_a_kept_graph_gives_twice_the_gradient(way):
+    _, block = pair(way, 3, 4, 2)
+    y = block(torch.randn(3, 4, 5, 6, dtype=torch.float64)).square().sum()
+    y.backward(retain_graph=True)
+    if way == "selective":  # PyTorch's own limit
+        with pytest.raises(RuntimeError, match="only allowed to backward once"):
+            y.backward()
+        return
+    once = {name: p.grad.clone() for name, p in block.named_parameters()}
+    y.backward()
+    assert_equal(
+        {name: p.grad for name, p in block.named_parameters()},
+        {name: 2 * gradient for name, gradient in once.items()},
+    )
+
+
+def second_derivative(block: DenseBlock) -> Tensor:
+    torch.manual_seed(0)
+    x = torch.randn(3, 4, 5, 6, dtype=torch.float64, requires_grad=True)
+    [gradient] = torch.autograd.grad(block(x).pow(3).sum(), x, create_graph=True)
+    gradient.square().sum().backward()
+    return x.grad
+
+
+@ways
+def test_a_second_derivative_is_right_or_refused(way):
+    refusals = {
+        "selective": "only allowed to backward once",  # PyTorch's own limit
+        "shared": r"no second derivative .*efficient=False",
+        "shared-recompute": r"no second derivative .*efficient=False",
+    }
+    plain, other = pair(way, 2, 4, 2)
+    if way in refusals:
+        with pytest.raises(RuntimeError, match=refusals[way]):
+            second_derivative(other)
+    else:
+        torch.testing.assert_close(second_derivative(other), second_derivative(plain))
+
+
+def train_in_parallel(rank: int, port: int, folder: str) -> None:
+    """One of two processes: a step of DistributedDataParallel in every way; the first saves it."""
+    address = f"tcp://127.0.0.1:{port}"
+    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    for way in (False, *WAYS.values()):
+        network = nn.parallel.DistributedDataParallel(small_network(way).double())
+        result = gradients_of_a_step(network, seed=rank)
+        if rank == 0:
+            plain_names = {name.removeprefix("module."): v for name, v in result.items()}
+            torch.save(plain_names, f"{folder}/{way}")
+    torch.distributed.destroy_process_group()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def trained_in_parallel(tmp_path_factory) -> dict[bool | str, dict[str, Tensor]]:
+    folder = tmp_path_factory.mktemp("parallel")
+    torch.multiprocessing.spawn(train_in_parallel, (free_port(), str(folder)), nprocs=2)
+    return {way: torch.load(folder / str(way)) for way in (False, *WAYS.values())}
+
+
+@ways
+def test_distributed_training_gives_the_mean_gradient(way, trained_in_parallel):
+    assert_equal(trained_in_parallel[way], trained_in_parallel[False])
 
 
 @ways
@@ -192,3 +403,30 @@ def test_what_a_checkpointed_block_stores():
     # A bottleneck layer also stores conv1's 4k maps, their ReLU, and a mean and deviation each.
     layer = (8 + 8) * maps + 2 * 8 * x.element_size()
     assert saved_bytes(bottleneck, x) == (3 + 2) * maps + 2 * layer
+
+
+def test_what_a_shared_block_stores():
+    """x̂ of every map, and the numbers that belong to channels; the bottlenecks if they are kept."""
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    maps = x[:, 0].numel() * x.element_size()
+    layer = 2 * 8 * x.element_size()  # mean and 1/σ of 4k = 8 maps
+    channels = (3 + 2 + 2) * x.element_size()  # 1/σ of each map
+    recompute, keep, basic = (
+        BLOCK_TYPES[way](2, 3, 2, kind).double()
+        for way, kind in (("shared-recompute", True), ("shared", True), ("shared", False))
+    )
+    assert saved_bytes(basic, x) == (3 + 2 + 2) * maps + channels
+    assert saved_bytes(recompute, x) == (3 + 2 + 2) * maps + channels + 2 * layer
+    assert saved_bytes(keep, x) == saved_bytes(recompute, x) + 2 * 8 * maps
+
+
+@ways
+def test_storage_grows_with_the_depth_not_with_its_square(way):
+    depths = (24, 48, 96)
+
+    def exponent(block_type: Callable[..., DenseBlock]) -> float:
+        x = torch.randn(1, 8, 4, 4)
+        return growth_exponent(depths, [saved_bytes(block_type(n, 8, 4), x) for n in depths])
+
+    assert exponent(BLOCK_TYPES[False]) > 1.7
+    assert exponent(BLOCK_TYPES[way]) < 1.1
