@@ -5,14 +5,20 @@ operations that run, bytes and connections from the graph that autograd records.
 """
 
 import copy
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from math import log
+from statistics import linear_regression
+from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from densenet_from_scratch.arguments import check_count
@@ -133,7 +139,9 @@ def gradient_norms(module: nn.Module) -> dict[str, float]:
 
 
 @contextmanager
-def saved_tensors(*excluded: nn.Module) -> Iterator[list[Tensor]]:
+def saved_tensors(
+    *excluded: nn.Module, note: Callable[[Tensor], Any] | None = None
+) -> Iterator[list[Tensor]]:
     """Collect what autograd saves for the backward pass of everything computed inside.
 
     A tensor that several operations save is stored once and collected once, and so are tensors
@@ -141,6 +149,7 @@ def saved_tensors(*excluded: nn.Module) -> Iterator[list[Tensor]]:
 
     Args:
         excluded: modules whose parameters and buffers, which exist anyway, are left out.
+        note: called with each tensor when it is collected.
     """
     known = {
         tensor.untyped_storage().data_ptr()
@@ -155,6 +164,8 @@ def saved_tensors(*excluded: nn.Module) -> Iterator[list[Tensor]]:
         if address not in known:
             known.add(address)
             collected.append(tensor.detach())
+            if note is not None:
+                note(tensor)
         return tensor
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -176,6 +187,98 @@ def saved_bytes(module: nn.Module, *inputs: Tensor) -> int:
         output = module(*inputs)
     del output  # held until here, so that the graph was whole
     return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Bytes that one module's part of the forward pass stores for the backward pass.
+
+    Attributes:
+        layer: the module's name in the network; empty for what the network itself computes.
+        kind: its class, such as ``BatchNorm2d``.
+        bytes: each tensor counted once, at the first module that stored it.
+    """
+
+    layer: str
+    kind: str
+    bytes: int
+
+
+def stored_by_layer(module: nn.Module, *inputs: Tensor) -> list[Stored]:
+    """Tell where :func:`saved_bytes` come from: the innermost module that was running.
+
+    What a module computes with functions, such as a ReLU or a concatenation, counts as its own.
+
+    Args:
+        module: what to run, in the mode it is in, on a copy.
+        inputs: its arguments.
+
+    Returns:
+        The modules that store something, in the order in which they first do.
+    """
+    module = copy.deepcopy(module)
+    running: list[tuple[str, str]] = [("", type(module).__name__)]
+    stored: dict[tuple[str, str], int] = {}
+    for name, part in module.named_modules():
+        if name:
+            who = (name, type(part).__name__)
+            part.register_forward_pre_hook(lambda *_, who=who: running.append(who))
+            part.register_forward_hook(lambda *_: running.pop() and None, always_call=True)
+
+    def note(tensor: Tensor) -> None:
+        size = tensor.untyped_storage().nbytes()
+        stored[running[-1]] = stored.get(running[-1], 0) + size
+
+    with saved_tensors(module, note=note):
+        output = module(*inputs)
+    del output  # held until here, so that the graph was whole
+    return [Stored(layer, kind, size) for (layer, kind), size in stored.items()]
+
+
+def peak_bytes(run: Callable[[], Any], device: torch.device | str = "cpu") -> int:
+    """Return by how much memory grew at its highest while ``run`` ran, in bytes.
+
+    On a GPU from the allocator's own statistics; on a CPU by adding up every allocation and
+    deallocation that ``torch.profiler`` records, which leaves out the scratch memory that libraries
+    such as oneDNN take for themselves.
+
+    Args:
+        run: such as a training step.
+        device: where it computes.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler writes of its progress
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    results = profiler.profiler.kineto_results
+    events = [event for event in results.events() if event.name() == "[memory]"]
+    changes = (event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
+    return max(accumulate(changes, initial=0))
+
+
+def growth_exponent(sizes: Sequence[float], amounts: Sequence[float]) -> float:
+    """Fit amount = c · size^p by least squares on logarithmic scales; return p.
+
+    Args:
+        sizes: such as numbers of layers, at least two different ones, positive.
+        amounts: such as bytes stored, positive.
+
+    Raises:
+        ValueError: there are too few sizes, one is not positive, or the lengths differ.
+    """
+    if len(sizes) != len(amounts) or len(set(sizes)) < 2 or min([*sizes, *amounts]) <= 0:
+        raise ValueError(
+            "sizes and amounts must be equally many positive numbers, two different sizes or "
+            f"more, got {list(sizes)} and {list(amounts)}"
+        )
+    return linear_regression([log(s) for s in sizes], [log(a) for a in amounts]).slope
 
 
 def connections(maps: Mapping[str, Tensor]) -> list[tuple[str, str]]:
@@ -235,3 +338,98 @@ def record_outputs(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def strength_by_source(
+    weight: Tensor, widths: Sequence[int], gamma: Tensor | None = None
+) -> Tensor:
+    """Return the mean absolute weight that a layer gives to the maps of each source.
+
+    Huang et al. (2017), section 5, "Feature Reuse": a stand-in for how much the layer depends on
+    that source.
+
+    Args:
+        weight: of a convolution (out, in, height, width) or linear layer (out, in) whose inputs are
+            maps of several sources, side by side.
+        widths: how many maps each source has, in their order.
+        gamma: the factors γ (in,) of a BatchNorm before the layer, by which each map's weights are
+            multiplied: the BatchNorm and the layer together scale a map by both.
+
+    Returns:
+        The means, shape (sources,).
+
+    Raises:
+        ValueError: the widths do not add up to the layer's inputs.
+    """
+    if sum(widths) != weight.shape[1]:
+        raise ValueError(
+            f"widths must add up to the layer's {weight.shape[1]} inputs, got {list(widths)}"
+        )
+    by_map = weight.detach().abs().transpose(0, 1).flatten(1).mean(dim=1)  # (in,)
+    if gamma is not None:
+        by_map = by_map * gamma.detach().abs()
+    return torch.stack([maps.mean() for maps in by_map.split(list(widths))])
+
+
+def connection_strengths(network: nn.Module, gamma: bool = False) -> list[Tensor]:
+    """Return how strongly each layer of a DenseNet weighs each source, a matrix for each block.
+
+    Huang et al. (2017), figure 5. A block of L layers has L + 1 sources, its input x_0 and its
+    layers, and L + 1 readers, its layers and what follows the block: a transition, or the
+    classifier.
+
+    Args:
+        network: a :class:`~densenet_from_scratch.DenseNet`.
+        gamma: multiply each weight by the |γ| of the BatchNorm before it.
+
+    Returns:
+        A matrix (L + 1, L + 1) for each block. Row s and column t hold
+        :func:`strength_by_source` of source x_s for reader t + 1; NaN where t + 1 reads no x_s.
+    """
+    parts: Any = network
+    exits = [(transition.norm, transition.conv) for transition in parts.transitions]
+    exits.append((parts.norm, parts.classifier))
+    matrices = []
+    for block, exit_ in zip(parts.blocks, exits, strict=True):
+        readers = [(layer.norm1, layer.conv1) for layer in block.layers] + [exit_]
+        inputs = [reader.weight.shape[1] for _, reader in readers]
+        widths = [inputs[0], *(after - before for before, after in pairwise(inputs))]
+        matrix = torch.full((len(readers), len(readers)), torch.nan)
+        for column, (norm, reader) in enumerate(readers):
+            matrix[: column + 1, column] = strength_by_source(
+                reader.weight, widths[: column + 1], norm.weight if gamma else None
+            )
+        matrices.append(matrix)
+    return matrices
+
+
+def seconds_side_by_side(
+    runs: Mapping[str, Callable[[], Any]], rounds: int = 10
+) -> dict[str, list[float]]:
+    """Time functions against each other: in every round each of them runs once, in turn.
+
+    So whatever slows the machine down for a while slows all of them. Work on a GPU is waited for.
+    One more round comes first and is not counted.
+
+    Args:
+        runs: what to time, by name.
+        rounds: how often.
+
+    Returns:
+        The seconds of every round, by name.
+
+    Raises:
+        ValueError: ``rounds`` is not a positive integer.
+    """
+    check_count("rounds", rounds)
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for round_ in range(rounds + 1):
+        for name, run in runs.items():
+            wait()
+            started = perf_counter()
+            run()
+            wait()
+            if round_ > 0:
+                seconds[name].append(perf_counter() - started)
+    return seconds

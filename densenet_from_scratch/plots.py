@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch
+from matplotlib.patches import FancyArrowPatch, Rectangle
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
@@ -385,6 +385,64 @@ def architecture(stages: Sequence[Stage]) -> Figure:
         axis.grid(False)
         axis.margins(x=0.01, y=0.28)
         axis.set_ylim(bottom=0)
+    return figure
+
+
+def connection_heatmap(
+    matrices: Mapping[str, Tensor],
+    readers: Sequence[str],
+    highlight: int | None = None,
+    axes: Sequence[Axes] | None = None,
+) -> Figure:
+    """Draw how strongly each reader weighs each source, as percent of its strongest connection.
+
+    Args:
+        matrices: for each block, by its name, strengths (sources, readers) as
+            :func:`~densenet_from_scratch.measure.connection_strengths` returns them.
+        readers: what stands in the last column of each: a transition, a classifier. The others
+            are the block's layers.
+        highlight: frame column ``highlight`` (from 1) rather than the last.
+        axes: draw here, one for each matrix, rather than in a figure of its own.
+
+    Raises:
+        ValueError: there is no matrix, or not a reader for each.
+    """
+    if not matrices or len(readers) != len(matrices):
+        raise ValueError(
+            f"readers must name one of each of {len(matrices)} matrices, got {list(readers)}"
+        )
+    if axes is None:
+        columns = sum(matrix.shape[1] for matrix in matrices.values())
+        height = 0.95 + 0.4 * max(matrix.shape[0] for matrix in matrices.values())
+        figure, axes = new_axes(0.9 * len(matrices) + 0.33 * columns, height, 1, len(matrices))
+    else:
+        figure = axes[0].get_figure()  # type: ignore[assignment]
+    for axis, (name, matrix), reader in zip(axes, matrices.items(), readers, strict=True):
+        sources, targets = matrix.shape
+        percent = 100 * matrix / matrix.nan_to_num(0).amax(dim=0)
+        # Cividis looks the same to people with any kind of colour vision.
+        axis.imshow(percent.numpy(), cmap="cividis", vmin=0, vmax=100, aspect="auto")
+        for row in range(sources):
+            for column in range(targets):
+                value = percent[row, column].item()
+                if value == value:  # not NaN
+                    colour = "white" if value < 55 else "black"
+                    look: dict[str, Any] = {"fontsize": 8, "color": colour, "in_layout": False}
+                    axis.text(column, row, f"{value:.0f}", ha="center", va="center", **look)
+        framed = targets - 1 if highlight is None else highlight - 1
+        frame = Rectangle(
+            (framed - 0.5, -0.5), 1, sources, fill=False, linewidth=2, edgecolor=PALETTE[1]
+        )
+        axis.add_patch(frame)
+        layers = [str(layer) for layer in range(1, targets)]
+        axis.set_xticks(range(targets), [*layers, reader], fontsize=9)
+        names = ["x" + str(source).translate(SUBSCRIPTS) for source in range(sources)]
+        axis.set_yticks(range(sources), names, fontsize=9)
+        axis.tick_params(length=0)
+        axis.grid(False)
+        axis.set_title(name, fontsize=11, loc="left")
+        axis.set_xlabel("reader", fontsize=9)
+    axes[0].set_ylabel("source", fontsize=9)
     return figure
 
 

@@ -4,17 +4,24 @@ import pytest
 import torch
 from torch import nn
 
-from densenet_from_scratch import DenseBlock, PlainNet, ResidualNet
+from densenet_from_scratch import DenseBlock, DenseNet, PlainNet, ResidualNet
 from densenet_from_scratch.measure import (
     Row,
+    Stored,
     architecture,
+    connection_strengths,
     connections,
     count_macs,
     count_parameters,
     gradient_norms,
+    growth_exponent,
+    peak_bytes,
     record_outputs,
     saved_bytes,
     saved_tensors,
+    seconds_side_by_side,
+    stored_by_layer,
+    strength_by_source,
 )
 
 FLOAT = 4  # bytes of a 32-bit number
@@ -166,3 +173,109 @@ def test_record_outputs():
     with pytest.raises(ZeroDivisionError):
         record_outputs({"head": network.classifier}, lambda: 1 / 0)
     assert not network.classifier._forward_hooks, "hooks are taken off, after an error too"
+
+
+def test_strength_by_source_by_hand():
+    weight = torch.tensor([[1.0, -3, 2, 0, 0, -1], [-1, 1, 4, 2, 2, 1]])
+    expected = torch.tensor([1.5, 3.0, 1.0])  # of 2, 1 and 3 maps
+    torch.testing.assert_close(strength_by_source(weight, (2, 1, 3)), expected)
+    kernel = torch.stack([weight, 3 * weight], dim=-1).reshape(2, 6, 1, 2)
+    torch.testing.assert_close(strength_by_source(kernel, (2, 1, 3)), 2 * expected)
+    gamma = torch.tensor([1.0, -3, 0.5, 1, 1, 1])
+    expected = torch.tensor([(1 + 3 * 2) / 2, 1.5, 1.0])
+    torch.testing.assert_close(strength_by_source(weight, (2, 1, 3), gamma), expected)
+
+
+def test_widths_that_do_not_add_up():
+    with pytest.raises(
+        ValueError, match=r"widths must add up to the layer's 6 inputs, got \[2, 3\]"
+    ):
+        strength_by_source(torch.zeros(2, 6), (2, 3))
+
+
+@pytest.mark.parametrize("bottleneck", [False, True])
+@pytest.mark.parametrize("gamma", [False, True])
+def test_connection_strengths_find_the_one_source_that_was_scaled(bottleneck, gamma):
+    """Set every weight to 1, then make one connection of each kind stand out."""
+    network = DenseNet(2, (3, 2), 0.5, 5, bottleneck=bottleneck)
+    for part in network.modules():
+        if isinstance(part, nn.Conv2d | nn.Linear):
+            nn.init.ones_(part.weight)
+    with torch.no_grad():
+        network.blocks[0].layers[2].conv1.weight[:, 5:7] = -4  # x_1 for layer 3
+        network.transitions[0].conv.weight[:, 9:11] = 6  # x_3 for the transition
+        network.blocks[1].layers[0].norm1.weight[:] = -3  # x_0 for layer 1, in BN alone
+        network.classifier.weight[:, :5] = 0  # x_0 for the classifier
+    first, second = connection_strengths(network, gamma)
+    nan = torch.nan
+    expected = torch.tensor([[1, 1, 1, 1], [nan, 1, 4, 1], [nan, nan, 1, 1], [nan, nan, nan, 6]])
+    torch.testing.assert_close(first, expected, equal_nan=True)
+    one = 3 if gamma else 1
+    expected = torch.tensor([[one, 1, 0], [nan, 1, 1], [nan, nan, 1]])
+    torch.testing.assert_close(second, expected, equal_nan=True)
+
+
+def test_connection_strengths_leave_the_network_alone():
+    network = DenseNet(2, (2,), in_channels=1)
+    matrices = connection_strengths(network)
+    assert all(not matrix.requires_grad for matrix in matrices)
+    assert all(p.grad is None for p in network.parameters())
+
+
+def test_seconds_side_by_side_runs_in_turn():
+    calls = []
+    runs = {name: lambda name=name: calls.append(name) for name in "ab"}
+    seconds = seconds_side_by_side(runs, rounds=3)
+    assert calls == list("abababab")  # one round to warm up
+    assert {name: len(values) for name, values in seconds.items()} == {"a": 3, "b": 3}
+    assert min(map(min, seconds.values())) >= 0
+    with pytest.raises(ValueError, match="rounds must be an integer of at least 1, got 0"):
+        seconds_side_by_side(runs, rounds=0)
+
+
+def test_stored_by_layer_names_the_module_that_stored_it():
+    network = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3), nn.ReLU())
+    x = torch.randn(4, 2, 5, 5)
+    maps = 4 * 5 * 5 * FLOAT
+    assert stored_by_layer(network, x) == [
+        Stored("0", "Conv2d", 2 * maps),  # its input
+        Stored("1", "BatchNorm2d", 3 * maps + 2 * 3 * FLOAT),  # its input, mean, deviation
+        Stored("2", "ReLU", 3 * maps),  # its output
+    ]
+    assert int(network[1].num_batches_tracked) == 0, "a copy ran"
+
+
+@pytest.mark.parametrize("efficient", [False, "checkpoint", "shared-recompute"])
+def test_stored_by_layer_adds_up(efficient):
+    network = DenseNet(4, (3, 2), num_init_features=6, efficient=efficient)
+    images = torch.randn(2, 3, 8, 8)
+    rows = stored_by_layer(network, images)
+    assert sum(row.bytes for row in rows) == saved_bytes(network, images)
+    assert len({row.layer for row in rows}) == len(rows)
+
+
+def test_peak_bytes_is_the_most_that_was_held_at_once():
+    numbers = 10_000
+
+    def run():
+        one = torch.ones(numbers)
+        both = [one, torch.ones(2 * numbers)]
+        del both, one
+        torch.ones(numbers)
+
+    assert peak_bytes(run) == 3 * numbers * FLOAT
+    assert peak_bytes(lambda: None) == 0
+
+
+def test_growth_exponent():
+    sizes = (10, 20, 50)
+    assert growth_exponent(sizes, [3 * size**1.5 for size in sizes]) == pytest.approx(1.5)
+    assert growth_exponent(sizes, [7, 7, 7]) == pytest.approx(0)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "amounts"), [([1], [1]), ([2, 2], [1, 3]), ([1, 2], [1]), ([1, 2], [0, 3]), ([], [])]
+)
+def test_growth_exponent_needs_two_positive_sizes(sizes, amounts):
+    with pytest.raises(ValueError, match="sizes and amounts must be equally many positive numbers"):
+        growth_exponent(sizes, amounts)

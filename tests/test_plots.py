@@ -209,9 +209,33 @@ def test_connectivity_draws_into_given_axes():
     assert len(arrows(axes[1])) == 6 and not axes[0].patches
 
 
+STRENGTHS = torch.tensor([[0.2, 0.1, 0.4], [torch.nan, 0.3, 0.1], [torch.nan, torch.nan, 0.2]])
+
+
+def test_heatmap_writes_percent_of_each_readers_strongest():
+    figure = plots.connection_heatmap({"block 1": STRENGTHS, "block 2": STRENGTHS}, ("T", "C"))
+    assert [axis.get_title(loc="left") for axis in figure.axes] == ["block 1", "block 2"]
+    for axis, last in zip(figure.axes, "TC", strict=True):
+        assert texts(axis) == ["100", "33", "100", "100", "25", "50"]
+        assert [label.get_text() for label in axis.get_xticklabels()] == ["1", "2", last]
+        assert [label.get_text() for label in axis.get_yticklabels()] == ["x₀", "x₁", "x₂"]
+        [frame] = axis.patches
+        assert frame.get_x() == 1.5, "the last reader is framed"
+
+
+def test_heatmap_frames_another_reader_and_draws_into_given_axes():
+    figure, axes = plots.new_axes(columns=2)
+    drawn = plots.connection_heatmap({"": STRENGTHS}, ("T",), highlight=2, axes=axes[1:])
+    assert drawn is figure and axes[1].patches[0].get_x() == 0.5 and not axes[0].texts
+
+
 @pytest.mark.parametrize(
     "draw, message",
     [
+        (
+            lambda: plots.connection_heatmap({"block": STRENGTHS}, ()),
+            r"readers must name one of each of 1 matrices, got \[\]",
+        ),
         (lambda: plots.training_curves({}), "histories must hold at least one run, got none"),
         (
             lambda: plots.training_curves({"stopped": [history(1), History()]}),

@@ -1,0 +1,55 @@
+"""The benchmarks run from end to end, on small cases; what they measure is not judged here."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(module: ModuleType, monkeypatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmark", *arguments])
+    module.main()
+
+
+def test_memory(monkeypatch, tmp_path, capsys):
+    memory = load("memory")
+    cases = {"small": (4, (3, 2), 8, 32, (2, 2)), "large": (4, (3, 2), 8, 64, (2, 2))}
+    monkeypatch.setattr(memory, "CASES", cases)
+    arguments = ("--rounds", "1", "--device", "cpu", "--out", str(tmp_path))
+    run(memory, monkeypatch, "--cases", "small", "large", *arguments)
+    assert "ours, shared-recompute" in capsys.readouterr().out
+    results = json.loads((tmp_path / "memory.json").read_text())["results"]
+    assert [result["case"] for result in results] == ["small", "large"]
+    for result in results:
+        found = result["results"]
+        assert found["torchvision"]["stored in dense blocks"] == pytest.approx(
+            found["ours, False"]["stored in dense blocks"]
+        ), "the same network stores the same"
+        assert found["ours, shared-recompute"]["stored"] < found["ours, checkpoint"]["stored"]
+    assert (tmp_path / "memory.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--cases", "densenet"), "--cases[0] must be one of"),
+        (("--rounds", "0"), "--rounds must be"),
+        (("--batch", "1"), "--batch must be"),
+    ],
+)
+def test_memory_refuses(arguments, says, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run(load("memory"), monkeypatch, *arguments)
+    assert says in capsys.readouterr().err
