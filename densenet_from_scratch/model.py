@@ -18,6 +18,7 @@ from densenet_from_scratch.efficient import (
     block_and_transition,
     checkpointed_stem,
 )
+from densenet_from_scratch.inference import can_infer, infer
 from densenet_from_scratch.plain import initialise
 from densenet_from_scratch.transition import Transition
 
@@ -120,6 +121,7 @@ class DenseNet(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """Map images (N, C, H, W) to the last block's normalised maps, before the ReLU."""
+        x = check_images(x, self.stem.conv.in_channels, self.minimum_size)
         return self.norm(self.blocks[-1](self._up_to_last_block(x)))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -129,11 +131,13 @@ class DenseNet(nn.Module):
             ValueError: ``x`` is not a batch of images with ``in_channels`` channels, or is smaller
                 than ``minimum_size`` pixels.
         """
+        x = check_images(x, self.stem.conv.in_channels, self.minimum_size)
+        if can_infer(self, x):
+            return infer(self, x)
         last: Any = self.blocks[-1]
         return self.classifier(block_and_pool(last, self.norm, self._up_to_last_block(x)))
 
     def _up_to_last_block(self, x: Tensor) -> Tensor:
-        x = check_images(x, self.stem.conv.in_channels, self.minimum_size)
         x = checkpointed_stem(self.stem, x) if self.checkpoint_stem else self.stem(x)
         for block, transition in zip(self.blocks, self.transitions, strict=False):
             x = block_and_transition(block, transition, x)  # type: ignore[arg-type]

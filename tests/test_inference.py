@@ -1,0 +1,152 @@
+"""Evaluation without gradients takes a faster path, which gives what the modules give."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from densenet_from_scratch import DenseNet, densenet121, from_torchvision
+from densenet_from_scratch import model as model_module
+
+NETWORKS = {
+    "small images": {},
+    "ImageNet": {"small_inputs": False},
+    "basic layers": {"bottleneck": False, "compression": 1.0},
+    "one block": {"block_config": (3,)},
+    "dropout": {"drop_rate": 0.3},
+}
+
+
+def used(network: DenseNet, monkeypatch, images: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """Return the logits without gradients, and how often the fast path ran."""
+    calls = []
+    infer = model_module.infer
+
+    def counted(*arguments):
+        calls.append(1)
+        return infer(*arguments)
+
+    with monkeypatch.context() as patch, torch.no_grad():
+        patch.setattr(model_module, "infer", counted)
+        return network(images), len(calls)
+
+
+def trained(**options) -> DenseNet:
+    """A network whose norms all differ from fresh ones, in evaluation."""
+    torch.manual_seed(0)
+    options = {"growth_rate": 3, "block_config": (2, 3), "num_init_features": 5} | options
+    network = DenseNet(**options).double()
+    for name, value in network.state_dict().items():
+        if "norm" in name and value.is_floating_point():
+            value.uniform_(0.5, 2.0)
+    return network.eval()
+
+
+def images(count: int = 2, channels: int = 3) -> torch.Tensor:
+    torch.manual_seed(1)
+    return torch.randn(count, channels, 13, 11, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("options", NETWORKS.values(), ids=NETWORKS)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("count", [1, 3])
+def test_it_gives_what_the_modules_give(options, memory_format, count, monkeypatch):
+    network = trained(**options).to(memory_format=memory_format)
+    x = images(count).contiguous(memory_format=memory_format)
+    logits, calls = used(network, monkeypatch, x)
+    assert calls == 1
+    torch.testing.assert_close(logits, network(x), rtol=1e-12, atol=1e-12)
+
+
+def test_norms_may_differ_in_eps(monkeypatch):
+    network = trained()
+    network.blocks[0].layers[1].norm2.eps = 0.1
+    network.transitions[0].norm.eps = 0.2
+    logits, calls = used(network, monkeypatch, images())
+    assert calls == 1
+    torch.testing.assert_close(logits, network(images()), rtol=1e-12, atol=1e-12)
+
+
+def test_it_gives_what_torchvision_gives(monkeypatch):
+    torch.manual_seed(0)
+    theirs = torchvision.models.densenet121(num_classes=10).double().eval()
+    for name, value in theirs.state_dict().items():
+        if "norm" in name and value.is_floating_point():
+            value.uniform_(0.5, 1.5)
+    ours = densenet121(num_classes=10).double().eval()
+    ours.load_state_dict(from_torchvision(theirs.state_dict()))
+    x = torch.randn(1, 3, 65, 64, dtype=torch.float64)
+    logits, calls = used(ours, monkeypatch, x)
+    assert calls == 1
+    with torch.no_grad():
+        torch.testing.assert_close(logits, theirs(x), rtol=1e-9, atol=1e-9)
+
+
+def test_new_weights_are_seen_however_they_came(monkeypatch):
+    """Nothing is remembered between calls that a change of the weights could outdate."""
+    network = trained()
+    used(network, monkeypatch, images())
+    network.blocks[0].layers[0].norm1.weight.data.mul_(3)
+    network.norm.running_mean.add_(1)
+    network.blocks[1].layers[2].conv1.weight = nn.Parameter(
+        torch.randn_like(network.blocks[1].layers[2].conv1.weight)
+    )
+    logits, _ = used(network, monkeypatch, images())
+    torch.testing.assert_close(logits, network(images()), rtol=1e-12, atol=1e-12)
+    for twin in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+        torch.testing.assert_close(used(twin, monkeypatch, images())[0], logits)
+
+
+class OwnNorm(nn.BatchNorm2d):
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
+def test_the_modules_run_where_the_difference_would_show(monkeypatch):
+    x = images()
+    network = trained()
+    network.blocks[0].layers[0].register_forward_hook(lambda *_: None)
+    assert used(network, monkeypatch, x)[1] == 0, "a hook waits inside"
+    network = trained()
+    network.blocks[0].layers[0].norm1 = OwnNorm(5).double().eval()
+    logits, calls = used(network, monkeypatch, x)
+    assert calls == 0, "a part of another kind"
+    torch.testing.assert_close(logits, network(x))
+    network = trained()
+    network.blocks[0].layers[0].norm1.train()
+    assert used(network, monkeypatch, x)[1] == 0, "a norm uses the batch"
+    assert used(trained().train(), monkeypatch, x)[1] == 0, "training"
+    network = trained().float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert used(network, monkeypatch, x.float())[1] == 0, "autocast chooses types"
+    compiled = torch.compile(trained(), backend="eager", fullgraph=True)
+    assert used(compiled, monkeypatch, x)[1] == 0, "a compiler records"
+
+
+def test_a_hook_on_the_whole_network_keeps_the_fast_path(monkeypatch):
+    network, seen = trained(), []
+    network.register_forward_hook(lambda *_: seen.append(1))
+    assert used(network, monkeypatch, images())[1] == 1
+    assert seen == [1]
+
+
+def test_gradients_in_evaluation_stay(monkeypatch):
+    network, x = trained(), images().requires_grad_()
+    network(x).sum().backward()
+    assert x.grad.abs().sum() > 0
+
+
+def test_transitions_do_a_quarter_of_the_products():
+    network = trained(block_config=(2, 2), small_inputs=True)
+    x = torch.randn(1, 3, 8, 8, dtype=torch.float64)
+    counts = []
+    for gradients in (True, False):
+        with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(gradients):
+            network(x)
+        counts.append(counter.get_total_flops() // 2)
+    conv = network.transitions[0].conv
+    assert counts[0] - counts[1] == conv.weight.numel() * (8 * 8 - 4 * 4)
