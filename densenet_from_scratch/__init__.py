@@ -18,6 +18,7 @@ from densenet_from_scratch.model import (
     from_torchvision,
     to_torchvision,
 )
+from densenet_from_scratch.osa import OSAModule, VoVNet, vovnet27_slim, vovnet39, vovnet57
 from densenet_from_scratch.plain import PlainLayer, PlainNet
 from densenet_from_scratch.residual import ResidualLayer, ResidualNet
 from densenet_from_scratch.transition import Transition
@@ -29,11 +30,13 @@ __all__ = [
     "DenseBlock",
     "DenseLayer",
     "DenseNet",
+    "OSAModule",
     "PlainLayer",
     "PlainNet",
     "ResidualLayer",
     "ResidualNet",
     "Transition",
+    "VoVNet",
     "densenet121",
     "densenet161",
     "densenet169",
@@ -43,4 +46,7 @@ __all__ = [
     "from_torchvision",
     "load_data",
     "to_torchvision",
+    "vovnet27_slim",
+    "vovnet39",
+    "vovnet57",
 ]

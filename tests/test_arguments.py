@@ -10,11 +10,13 @@ from densenet_from_scratch import (
     DenseBlock,
     DenseLayer,
     DenseNet,
+    OSAModule,
     PlainLayer,
     PlainNet,
     ResidualLayer,
     ResidualNet,
     Transition,
+    VoVNet,
     densenet121,
     densenet161,
     densenet169,
@@ -22,10 +24,14 @@ from densenet_from_scratch import (
     densenet264,
     densenet_cifar,
     load_data,
+    vovnet27_slim,
+    vovnet39,
+    vovnet57,
 )
 from densenet_from_scratch.arguments import check_device
 from densenet_from_scratch.data import make_loader, stratified_split, stratified_subset
 from densenet_from_scratch.measure import architecture, count_macs
+from densenet_from_scratch.osa import ESE, ConvLayer
 from densenet_from_scratch.plots import connectivity, image_grid
 from densenet_from_scratch.residual import PreActivationBlock, ResNet
 from densenet_from_scratch.train import Recipe, evaluate, train
@@ -67,6 +73,11 @@ COUNTS = [
         (make, {"num_classes": 1}, {})
         for make in (densenet121, densenet161, densenet169, densenet201, densenet264)
     ],
+    (ConvLayer, {"in_channels": 1, "out_channels": 1, "kernel_size": 1, "stride": 1}, {}),
+    (ESE, {"channels": 1}, {}),
+    (OSAModule, {"in_channels": 1, "channels": 1, "out_channels": 1, "num_layers": 1}, {}),
+    (VoVNet, {"num_layers": 1, "num_classes": 1, "in_channels": 1}, {}),
+    *[(make, {"num_classes": 1}, {}) for make in (vovnet27_slim, vovnet39, vovnet57)],
     (Recipe, {"epochs": 1, "batch_size": 1}, {}),
     (make_loader, {"batch_size": 1}, {"dataset": DIGITS.test}),
     (image_grid, {"per_class": 1}, {"data": DIGITS}),
@@ -216,6 +227,7 @@ NETWORKS = [
     ResNet(8, width=2),
     DenseNet(growth_rate=2, block_config=(1,)),
     DenseNet(growth_rate=2, block_config=(1,), small_inputs=False),
+    VoVNet((2,), (2,), (2,), (1,), small_inputs=True),
 ]
 
 

@@ -1,0 +1,189 @@
+"""Inference of DenseNet-121 beside its peers: same weights, same images, one run, in turn.
+
+    uv run python benchmarks/inference.py
+    uv run python benchmarks/inference.py --batches 1 16 --size 224 --rounds 20 --device cuda
+
+Measured are torchvision's densenet121, timm's, and ours twice: its plain path, which concatenates
+for every layer as the chapters write it, and what the package really runs in evaluation. It prints
+milliseconds and ratios to torchvision's time, and writes inference.json and inference.png.
+"""
+
+import argparse
+import json
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from densenet_from_scratch import DenseNet, densenet121, from_torchvision
+from densenet_from_scratch.arguments import check_count
+from densenet_from_scratch.measure import seconds_side_by_side
+from densenet_from_scratch.plots import PALETTE, new_axes, to_png
+
+FORMATS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
+PEERS = ("torchvision", "timm", "ours, plain", "ours")
+
+
+def plain(network: DenseNet, x: Tensor) -> Tensor:
+    """Run our network as chapters 3 to 7 write it: concatenate for every layer."""
+    x = network.stem(x)
+    for index, block in enumerate(network.blocks):
+        features = [x]
+        for layer in block.layers:
+            features.append(layer(torch.cat(features, dim=1)))
+        x = torch.cat(features, dim=1)
+        if index < len(network.transitions):
+            transition = network.transitions[index]
+            x = F.avg_pool2d(transition.conv(F.relu(transition.norm(x))), kernel_size=2)
+    return network.classifier(F.relu(network.norm(x)).mean(dim=(2, 3)))
+
+
+def peers() -> dict[str, nn.Module]:
+    """Return the networks with one set of weights: as if trained, so that every BN does work."""
+    torch.manual_seed(0)
+    theirs = torchvision.models.densenet121()
+    for part in theirs.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            nn.init.uniform_(part.weight, 0.5, 1.5)
+            nn.init.normal_(part.bias, std=0.1)
+            nn.init.normal_(part.running_mean, std=0.1)
+            nn.init.uniform_(part.running_var, 0.5, 1.5)
+    weights = theirs.state_dict()
+    hers = timm.create_model("densenet121", pretrained=False)
+    hers.load_state_dict(weights)
+    ours = densenet121()
+    ours.load_state_dict(from_torchvision(weights))
+    return {"torchvision": theirs, "timm": hers, "ours, plain": ours, "ours": ours}
+
+
+def check(networks: dict[str, nn.Module]) -> None:
+    """Stop if one of them computes something else, in double precision."""
+    x = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    for network in networks.values():
+        network.double().eval()
+    outputs = {name: run_of(name, network, x)() for name, network in networks.items()}
+    for name, output in outputs.items():
+        torch.testing.assert_close(output, outputs["torchvision"], rtol=1e-8, atol=1e-8, msg=name)
+    for network in networks.values():
+        network.float()
+
+
+def run_of(name: str, network: nn.Module, images: Tensor) -> Callable[[], Tensor]:
+    """Return one forward pass of a peer as a function without arguments."""
+    if name == "ours, plain":
+        return lambda: plain(network, images)  # type: ignore[arg-type]
+    return lambda: network(images)
+
+
+def measure(options: argparse.Namespace, device: str) -> list[dict]:
+    """Time all peers for every batch size and memory format on one device."""
+    networks = peers()
+    check(networks)
+    cases = [(batch, format_) for batch in options.batches for format_ in FORMATS]
+    results = []
+    for batch, format_ in tqdm(cases, device):
+        layout = FORMATS[format_]
+        images = torch.randn(batch, 3, options.size, options.size, device=device)
+        images = images.to(memory_format=layout)
+        runs = {}
+        for name, network in networks.items():
+            network.to(device=device, memory_format=layout)
+            runs[name] = run_of(name, network, images)
+        seconds = seconds_side_by_side(runs, options.rounds)
+        times = {name: 1000 * median(values) for name, values in seconds.items()}
+        # In each round all peers saw the same moment of the machine: compare within rounds.
+        ratios = {
+            name: median(a / b for a, b in zip(values, seconds["torchvision"], strict=True))
+            for name, values in seconds.items()
+        }
+        results.append(
+            {
+                "device": device,
+                "batch": batch,
+                "format": format_,
+                "milliseconds": times,
+                "ratio to torchvision": ratios,
+            }
+        )
+    return results
+
+
+def table(results: list[dict]) -> str:
+    """Write the results as text: milliseconds and, in brackets, the ratio to torchvision."""
+    lines = [f"{'':26}" + "".join(f"{name:>18}" for name in PEERS)]
+    for result in results:
+        case = f"{result['device']}, batch {result['batch']}, {result['format']}"
+        cells = [
+            f"{result['milliseconds'][name]:9.1f} ({result['ratio to torchvision'][name]:.2f})"
+            for name in PEERS
+        ]
+        lines.append(f"{case:26}" + "".join(f"{cell:>18}" for cell in cells))
+    return "\n".join(lines)
+
+
+def draw(results: list[dict], path: Path) -> None:
+    """Draw the ratios to torchvision's time, a group of bars for each case."""
+    figure, [axis] = new_axes(7.2, 1.2 + 0.6 * len(results))
+    hatches = ("", "//", "..", "xx")
+    for row, result in enumerate(results):
+        for number, name in enumerate(PEERS):
+            ratio = result["ratio to torchvision"][name]
+            place = row + 0.2 * (number - 1.5)
+            look = {"color": PALETTE[number], "hatch": hatches[number], "edgecolor": "white"}
+            axis.barh(place, ratio, 0.2, label=name if row == 0 else None, **look)
+            axis.annotate(f" {ratio:.2f}", (ratio, place), va="center", fontsize=8)
+    cases = [f"{r['device']}, batch {r['batch']}\n{r['format']}" for r in results]
+    axis.set_yticks(range(len(cases)), cases, fontsize=9)
+    axis.invert_yaxis()
+    axis.axvline(1, color="black", linewidth=1)
+    axis.grid(False, axis="y")
+    axis.set_xlabel("time, in units of torchvision's")
+    axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, fontsize=9)
+    path.write_bytes(to_png(figure))
+
+
+def main() -> None:
+    """Measure what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="images at once")
+    parser.add_argument("--size", type=int, default=224, help="pixels of their side")
+    parser.add_argument("--rounds", type=int, default=15, help="timings of each")
+    parser.add_argument("--device", nargs="+", help="by default the CPU, and the GPU if any")
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder for the results")
+    options = parser.parse_args()
+    try:
+        for index, batch in enumerate(options.batches):
+            check_count(f"--batches[{index}]", batch)
+        check_count("--size", options.size, minimum=29)
+        check_count("--rounds", options.rounds)
+    except ValueError as error:
+        parser.error(str(error))
+    devices = options.device or ["cpu"] + ["cuda"] * torch.cuda.is_available()
+    with torch.inference_mode():
+        results = [result for device in devices for result in measure(options, device)]
+    print(table(results))
+    about = {
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "timm": timm.__version__,
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if "cuda" in devices else None,
+        "rounds": options.rounds,
+        "size": options.size,
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "inference.json").write_text(json.dumps({**about, "results": results}, indent=2))
+    draw(results, options.out / "inference.png")
+    print(f"written: {options.out / 'inference.json'}, {options.out / 'inference.png'}")
+
+
+if __name__ == "__main__":
+    main()
