@@ -117,6 +117,7 @@ def course(tmp_path_factory) -> Path:
     """A copy of the course in which everything has been released."""
     course = tmp_path_factory.mktemp("course")
     shutil.copy(ROOT / "nbgrader_config.py", course)
+    shutil.copytree(ROOT / "tools/safe_grading", course / "tools/safe_grading")
     ignore = shutil.ignore_patterns(".ipynb_checkpoints")
     shutil.copytree(ROOT / "solutions", course / "solutions", ignore=ignore)
     nbgrader(course, "generate_assignment", "*")
@@ -250,7 +251,7 @@ def grades(course) -> dict:
         for name in ASSIGNMENTS:
             target = course / "grading/submitted" / student / name
             shutil.copytree(course / folder / name, target)
-    nbgrader(course, "autograde", "*")
+    nbgrader(course, "autograde", "*", "--SafeExecute.require_sandbox=False")
     found = {}
     with Gradebook(f"sqlite:///{course}/grading/gradebook.db", "densenet-from-scratch") as book:
         for name in ASSIGNMENTS:

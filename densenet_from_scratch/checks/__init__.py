@@ -10,7 +10,17 @@ A new check is a function that takes the answer, raises through ``common.require
 it found to be right; the decorator ``common.as_check`` does the rest.
 """
 
-from densenet_from_scratch.checks.common import same_number, same_values
+from densenet_from_scratch.checks.bottleneck import (
+    bottleneck_layer_gradient,
+    bottleneck_layer_parts,
+    bottleneck_layer_shape,
+    bottleneck_layer_values,
+    bottleneck_parameters,
+    first_cheaper,
+    merged_kernel,
+    mixtures,
+)
+from densenet_from_scratch.checks.common import same_number, same_result, same_values
 from densenet_from_scratch.checks.dense import (
     block_parameters,
     connections,
@@ -24,6 +34,23 @@ from densenet_from_scratch.checks.dense import (
     dense_layer_side_effects,
     dense_layer_values,
     input_channels,
+)
+from densenet_from_scratch.checks.densenet import (
+    densenet_parameters,
+    densenet_parts,
+    densenet_shape,
+    densenet_values,
+    depth,
+    key_names,
+    layers_per_block,
+)
+from densenet_from_scratch.checks.growth_rate import (
+    largest_depth,
+    largest_growth_rate,
+    maker_of,
+    maps_of,
+    shared_state_shape,
+    shared_state_values,
 )
 from densenet_from_scratch.checks.plain import (
     plain_layer_gradient,
@@ -48,9 +75,38 @@ from densenet_from_scratch.checks.residual import (
     shortcut_shape,
     shortcut_values,
 )
+from densenet_from_scratch.checks.training import (
+    evaluate_side_effects,
+    evaluate_values,
+    learning_rate,
+    paired_interval,
+    steps,
+    training_rates,
+    training_weights,
+    verdict,
+)
+from densenet_from_scratch.checks.transition import (
+    block_widths,
+    body_compression,
+    body_values,
+    pooled_kernel,
+    transition_gradient,
+    transition_macs,
+    transition_parts,
+    transition_shape,
+    transition_values,
+)
 
 __all__ = [
     "block_parameters",
+    "block_widths",
+    "body_compression",
+    "body_values",
+    "bottleneck_layer_gradient",
+    "bottleneck_layer_parts",
+    "bottleneck_layer_shape",
+    "bottleneck_layer_values",
+    "bottleneck_parameters",
     "branches",
     "connections",
     "dense_block_gradient",
@@ -62,7 +118,25 @@ __all__ = [
     "dense_layer_shape",
     "dense_layer_side_effects",
     "dense_layer_values",
+    "densenet_parameters",
+    "densenet_parts",
+    "densenet_shape",
+    "densenet_values",
+    "depth",
+    "evaluate_side_effects",
+    "evaluate_values",
+    "first_cheaper",
     "input_channels",
+    "key_names",
+    "largest_depth",
+    "largest_growth_rate",
+    "layers_per_block",
+    "learning_rate",
+    "maker_of",
+    "maps_of",
+    "merged_kernel",
+    "mixtures",
+    "paired_interval",
     "plain_layer_gradient",
     "plain_layer_parts",
     "plain_layer_shape",
@@ -71,6 +145,7 @@ __all__ = [
     "plain_parameters",
     "plain_stack_layers",
     "plain_stack_values",
+    "pooled_kernel",
     "receptive_field",
     "residual_layer_gradient",
     "residual_layer_parts",
@@ -80,7 +155,19 @@ __all__ = [
     "residual_stack_identity",
     "residual_stack_values",
     "same_number",
+    "same_result",
     "same_values",
+    "shared_state_shape",
+    "shared_state_values",
     "shortcut_shape",
     "shortcut_values",
+    "steps",
+    "training_rates",
+    "training_weights",
+    "transition_gradient",
+    "transition_macs",
+    "transition_parts",
+    "transition_shape",
+    "transition_values",
+    "verdict",
 ]

@@ -1,6 +1,7 @@
 """What every check is made of: run the answer safely, compare it, and say what is wrong."""
 
 import functools
+import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import FunctionType
@@ -61,6 +62,24 @@ def same_number(actual: Any, expected: int) -> bool:
     return type(actual) is int and actual == expected
 
 
+def same_result(actual: Any, expected: Any) -> bool:
+    """Say whether ``actual`` is the number, word, list or tuple expected; for hidden tests too.
+
+    Python's own types only. Floats may differ by rounding, and lists may stand for tuples.
+    """
+    if isinstance(expected, list | tuple):
+        return (
+            type(actual) in (list, tuple)
+            and len(actual) == len(expected)
+            and all(same_result(a, e) for a, e in zip(actual, expected, strict=True))
+        )
+    if type(expected) is float:
+        return type(actual) in (int, float) and math.isclose(
+            actual, expected, rel_tol=1e-6, abs_tol=1e-9
+        )
+    return type(actual) is type(expected) and bool(actual == expected)
+
+
 def _from_package(thing: Any) -> bool:
     return str(getattr(thing, "__module__", "")).split(".")[0] == __name__.split(".")[0]
 
@@ -98,7 +117,7 @@ def call_answer(what: str, function: Callable[..., Any], *arguments: Any, hint: 
 
 
 def build_answer(
-    answer: Any, *arguments: int, may_use: Sequence[type] = (), random: bool = True
+    answer: Any, *arguments: Any, may_use: Sequence[type] = (), random: bool = True
 ) -> nn.Module:
     """Build the reader's module in float64, by default with random weights and statistics.
 
@@ -191,4 +210,43 @@ def require_numbers(
             raise AssertionError(f"{name}: {message}")
     for text, value, number in zip(texts, values, right, strict=True):
         require(value == number, f"{text} gives {value}, which is wrong.\n{otherwise}")
+    return name
+
+
+def _has_form(value: Any, like: Any) -> bool:
+    if isinstance(like, list | tuple):
+        return type(value) in (list, tuple) and all(_has_form(v, like[0]) for v in value)
+    return type(value) in (int, float) if type(like) is float else type(value) is type(like)
+
+
+def require_results(
+    function: Any,
+    expected: Callable[..., Any],
+    cases: Sequence[tuple[Any, ...]],
+    mistakes: Sequence[tuple[Callable[..., Any], str]],
+    form: str,
+    otherwise: str,
+) -> str:
+    """Like :func:`require_numbers`, for floats, words, and lists or tuples of numbers.
+
+    ``form`` says in words what a result is, such as "a pair of integers".
+    """
+    name = require_own(function, FunctionType)
+    texts = [f"{name}({', '.join(map(repr, case))})" for case in cases]
+    hint = "Look at the line that the traceback above points to."
+    values = [
+        call_answer(text, function, *case, hint=hint)
+        for text, case in zip(texts, cases, strict=True)
+    ]
+    right = [expected(*case) for case in cases]
+    for text, value, like in zip(texts, values, right, strict=True):
+        hint = "Is a `return` missing?" if value is None else f"The question asks for {form}."
+        require(_has_form(value, like), f"{text} gives a {type(value).__name__}.\n{hint}")
+    if all(map(same_result, values, right)):
+        return name
+    for wrong, message in mistakes:
+        if all(map(same_result, values, [wrong(*case) for case in cases])):
+            raise AssertionError(f"{name}: {message}")
+    for text, value, result in zip(texts, values, right, strict=True):
+        require(same_result(value, result), f"{text} gives {value}, which is wrong.\n{otherwise}")
     return name

@@ -1,0 +1,365 @@
+"""Checks of the exercises of chapter 4."""
+
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from densenet_from_scratch.checks.common import (
+    as_check,
+    call_answer,
+    random_maps,
+    require,
+    require_numbers,
+    require_own,
+    require_results,
+    require_shape,
+    require_values,
+    same_values,
+)
+from densenet_from_scratch.checks.dense import _block_parameters, _dense_outputs
+from densenet_from_scratch.dense import DenseLayer
+
+_COUNT, _K0, _K = 3, 5, 2  # layers, maps that enter, growth rate
+
+
+def _layers() -> list[DenseLayer]:
+    layers = [DenseLayer(_K0 + _K * index, _K).double() for index in range(_COUNT)]
+    with torch.no_grad():
+        for layer in layers:
+            for parameter in layer.parameters():
+                parameter.normal_()
+    return layers
+
+
+def _run(answer: Callable[..., Any], name: str, layers: list[DenseLayer], x: Tensor) -> Any:
+    hint = (
+        "Layer l reads the part of the state that is already filled: how many maps are that? And "
+        "which dtype does the state have?"
+    )
+    with torch.no_grad():
+        return call_answer(f"{name}(layers, x)", answer, layers, x, hint=hint)
+
+
+@as_check
+def shared_state_shape(answer: Any) -> str:
+    """The state has room for k_0 + kL maps, and the dtype of the input."""
+    name = require_own(answer, FunctionType)
+    layers, x = _layers(), random_maps(2, _K0, 4, 6)
+    state = _run(answer, name, layers, x)
+    require_shape(
+        state,
+        (2, _K0 + _K * _COUNT, 4, 6),
+        f"{name}(layers, x)",
+        {
+            (2, _K * _COUNT, 4, 6): "There is room for what the layers make, and none for x_0.",
+            (2, _K0 + _K * (_COUNT - 1), 4, 6): "The last layer's maps are missing: it also writes "
+            "what it makes.",
+            (2, _K, 4, 6): "These are the last layer's maps; the question asks for the state.",
+            (2, _K0 + _K, 4, 6): "There is room for one layer's maps only: none is overwritten.",
+        },
+    )
+    require(
+        state.dtype == x.dtype,
+        f"{name} turns {x.dtype} into {state.dtype}.\nLook at which dtype the state is made with.",
+    )
+    return f"{name} makes room for x_0 and for the maps of every layer"
+
+
+def _wrong_states(layers: list[DenseLayer], x: Tensor) -> list[tuple[Tensor, str]]:
+    """What the state holds after likely mistakes, and what to say about them."""
+    right = _dense_outputs(layers, x, newest_first=False)
+    without_input = _dense_outputs(layers, torch.zeros_like(x), newest_first=False)
+    same_place = torch.cat([x, x.new_zeros(len(x), _K * _COUNT, *x.shape[2:])], dim=1)
+    for index, layer in enumerate(layers):
+        made = _dense_outputs([layer], same_place[:, : _K0 + _K * index], newest_first=False)[1]
+        same_place[:, _K0 : _K0 + _K] = made
+    clipped = [x]
+    for layer in layers:
+        read = torch.cat(clipped, dim=1)
+        clipped.append(_dense_outputs([layer], read, newest_first=False)[1].clamp(min=0))
+    reverse = [*right[:1], *right[:0:-1]]
+    order = "the newest maps do not come last.\nLook at where layer l writes: after all before it."
+    return [
+        (
+            torch.cat(without_input, dim=1),
+            "x_0 is not in it, and layer 1 reads only zeros.\nLook at what must be written before "
+            "the first layer runs.",
+        ),
+        (
+            same_place,
+            "every layer writes to the same maps, so that only the last one's are left.\nLook at "
+            "where the free part of the state begins after each layer.",
+        ),
+        (
+            torch.cat([torch.zeros_like(x), *right[1:]], dim=1),
+            "x_0 has been lost.\nLook at what stands in the first maps of the state at the end.",
+        ),
+        (
+            torch.cat(right[::-1], dim=1),
+            order,
+        ),
+        (torch.cat(reverse, dim=1), order),
+        (
+            torch.cat(clipped, dim=1),
+            "a ReLU is applied to what a layer makes.\nA layer does its own: look at what you "
+            "write to the state.",
+        ),
+    ]
+
+
+@as_check
+def shared_state_values(answer: Any) -> str:
+    """Each layer reads all maps before it and writes to maps of its own, once."""
+    name = require_own(answer, FunctionType)
+    layers, x = _layers(), random_maps(3, _K0, 4, 5)
+    calls = [0] * _COUNT
+
+    def count(index: int) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            calls[index] += 1
+
+        return hook
+
+    for index, layer in enumerate(layers):
+        layer.register_forward_hook(count(index))
+    before = x.clone()
+    state = _run(answer, name, layers, x)
+    require(
+        same_values(x, before),
+        f"{name} changes the tensor x that it was given.\nThe state is a tensor of its own: look "
+        "at what you write into.",
+    )
+    require(
+        max(calls) <= 1,
+        f"{name} runs a layer {max(calls)} times.\nEach layer makes its maps once; whoever needs "
+        "them later reads them from the state.",
+    )
+    require_values(
+        state,
+        torch.cat(_dense_outputs(layers, x, newest_first=False), dim=1),
+        f"{name}(layers, x)",
+        _wrong_states(layers, x),
+        "the values are wrong.\nTake pencil and paper for k_0 = 5 and k = 2: which maps does layer "
+        "2 read, and to which does it write?",
+    )
+    return f"{name} lets each layer read all maps before it, and overwrites none"
+
+
+def _largest(fits: Callable[[int], bool]) -> int:
+    number = 0
+    while fits(number + 1):
+        number += 1
+    return number
+
+
+def _without_norms(n: int, k0: int, k: int) -> int:
+    return sum(9 * k * (k0 + k * i) for i in range(n))
+
+
+_COUNT_BY_HAND = (
+    "Count the parameters of the block that you found, and of the next larger one, with the "
+    "formula of the chapter. Where is the budget?"
+)
+_OVER = "the block that it finds costs more than the budget.\nWhich one do you return: the last "
+_STRICT = (
+    "a block that costs exactly the budget is turned down.\nLook at how you compare with the "
+    "budget: may it be used up?"
+)
+_NORMS = (
+    "the batch normalisations cost nothing here.\nLook at what each of them learns for each map "
+    "that it reads."
+)
+_FIRST = (
+    "every layer is counted as wide as the first.\nLook at what layer l reads, and at how that "
+    "depends on k."
+)
+
+
+@as_check
+def largest_growth_rate(answer: Any) -> str:
+    """The largest k with which a block of L layers stays within the budget."""
+    cost = _block_parameters
+
+    def right(budget: int, k0: int, n: int) -> int:
+        return _largest(lambda k: cost(n, k0, k) <= budget)
+
+    name = require_numbers(
+        answer,
+        right,
+        [
+            (13_680, 8, 12),
+            (13_680, 8, 4),
+            (2 * cost(5, 3, 6), 3, 5),
+            (cost(1, 9, 7), 9, 1),
+            (_without_norms(3, 4, 6), 4, 3),
+            (5, 8, 2),
+        ],
+        [
+            (
+                lambda b, k0, n: right(b, k0, n) + 1,
+                _OVER + "that fits, or the first that does not?",
+            ),
+            (lambda b, k0, n: _largest(lambda k: cost(n, k0, k) < b), _STRICT),
+            (lambda b, k0, n: _largest(lambda k: _without_norms(n, k0, k) <= b), _NORMS),
+            (lambda b, k0, n: _largest(lambda k: n * cost(1, k0, k) <= b), _FIRST),
+            (
+                lambda b, k0, n: max(right(b, k0, n), 1),
+                "k = 1 is returned where even that is too dear.\nRead in the question what to "
+                "return then.",
+            ),
+            (
+                lambda b, k0, n: _largest(lambda k: cost(n, k0 + k, k) <= b),
+                "each layer is counted too wide by k.\nHow many layers come before the first one?",
+            ),
+        ],
+        _COUNT_BY_HAND,
+    )
+    return f"{name} finds the widest layers that the budget allows"
+
+
+@as_check
+def largest_depth(answer: Any) -> str:
+    """The largest L with which a block of growth rate k stays within the budget."""
+    cost = _block_parameters
+
+    def right(budget: int, k0: int, k: int) -> int:
+        return _largest(lambda n: cost(n, k0, k) <= budget)
+
+    name = require_numbers(
+        answer,
+        right,
+        [
+            (13_680, 8, 4),
+            (13_680, 8, 13),
+            (3 * cost(6, 5, 3), 5, 3),
+            (cost(2, 4, 9), 4, 9),
+            (_without_norms(5, 4, 2), 4, 2),
+            (9, 8, 2),
+        ],
+        [
+            (
+                lambda b, k0, k: right(b, k0, k) + 1,
+                _OVER + "that fits, or the first that does not?",
+            ),
+            (lambda b, k0, k: _largest(lambda n: cost(n, k0, k) < b), _STRICT),
+            (lambda b, k0, k: _largest(lambda n: _without_norms(n, k0, k) <= b), _NORMS),
+            (
+                lambda b, k0, k: b // cost(1, k0, k),
+                "every layer is counted as dear as the first.\nLook at what the later ones read.",
+            ),
+            (
+                lambda b, k0, k: max(right(b, k0, k), 1),
+                "one layer is returned where even that is too dear.\nRead in the question what to "
+                "return then.",
+            ),
+            (
+                lambda b, k0, k: _largest(lambda n: cost(n, k0 + k, k) <= b),
+                "each layer is counted too wide by k.\nHow many layers come before the first one?",
+            ),
+        ],
+        _COUNT_BY_HAND,
+    )
+    return f"{name} finds the deepest block that the budget allows"
+
+
+def _maps_of(layer: int, k0: int, k: int) -> tuple[int, int]:
+    edges = [0, k0] + [k0 + k * (index + 1) for index in range(layer)]
+    return edges[layer], edges[layer + 1]
+
+
+@as_check
+def maps_of(answer: Any) -> str:
+    """Layer l's maps stand behind x_0 and the maps of the l - 1 layers before."""
+    name = require_results(
+        answer,
+        _maps_of,
+        [(0, 8, 4), (1, 8, 4), (2, 8, 4), (7, 24, 12)],
+        [
+            (
+                lambda n, k0, k: (k0 + k * n, k0 + k * (n + 1)) if n else (0, k0),
+                "each layer is placed k maps too far.\nLook at layer 1: where do the first new "
+                "maps stand?",
+            ),
+            (
+                lambda n, k0, k: (k * n, k * (n + 1)),
+                "the maps that enter the block are taken for k maps.\nHow many does x_0 have?",
+            ),
+            (
+                lambda n, k0, k: (k * (n - 1), k * n) if n else (0, k0),
+                "the layers' maps begin at 0, where x_0 stands.\nLook at what a block hands on "
+                "first.",
+            ),
+            (
+                lambda n, k0, k: (k0 + k * (n - 1), k0 + k * n),
+                "layer 0 is treated like the others.\nx_0 was made by no layer: how many maps has "
+                "it, and where do they begin?",
+            ),
+            (
+                lambda n, k0, k: (_maps_of(n, k0, k)[0], _maps_of(n, k0, k)[1] - (n > 0)),
+                "the last map is left out.\nThe pair is used like a slice: look at whether Python "
+                "counts the end in.",
+            ),
+            (
+                lambda n, k0, k: (0, _maps_of(n, k0, k)[1]),
+                "these are all maps up to the layer's own.\nWhich of them did others make?",
+            ),
+            (
+                lambda n, k0, k: (_maps_of(n, k0, k)[0], k if n else k0),
+                "the second number is how many maps there are.\nA slice wants the place where it "
+                "ends.",
+            ),
+        ],
+        "a pair of integers (start, stop)",
+        "Draw the block's output as a row of maps for k_0 = 8 and k = 4, and mark who made which.",
+    )
+    return f"{name} says which maps are whose"
+
+
+def _maker_of(channel: int, k0: int, k: int) -> int:
+    return next(
+        layer
+        for layer in range(channel + 2)
+        if _maps_of(layer, k0, k)[0] <= channel < _maps_of(layer, k0, k)[1]
+    )
+
+
+@as_check
+def maker_of(answer: Any) -> str:
+    """Every map of the block's output belongs to x_0 or to one layer."""
+    name = require_numbers(
+        answer,
+        _maker_of,
+        [(0, 8, 4), (7, 8, 4), (8, 8, 4), (11, 8, 4), (12, 8, 4), (205, 24, 12)],
+        [
+            (
+                lambda c, k0, k: 0 if c < k0 else (c - k0) // k,
+                "the layers are counted from 0, which is the number of x_0.\nLook at the first map "
+                "behind x_0: which layer made it?",
+            ),
+            (
+                lambda c, k0, k: c // k,
+                "the maps that enter the block are taken for layers' maps.\nLook at where the "
+                "first layer's maps begin.",
+            ),
+            (
+                lambda c, k0, k: (c - k0) // k + 1,
+                "the first maps do not all belong to layer 0.\nx_0 has k_0 maps, not k: look at "
+                "what a negative number becomes under //.",
+            ),
+            (
+                lambda c, k0, k: 0 if c == k0 else _maker_of(c, k0, k),
+                "x_0 gets one map too many.\nMaps are counted from 0: look at which is the first "
+                "behind x_0.",
+            ),
+            (
+                lambda c, k0, k: 0 if c < k0 else -(-(c - k0) // k),
+                "every layer gets one map of the layer after it.\nMaps are counted from 0: look at "
+                "which is the first behind x_0.",
+            ),
+        ],
+        "Draw the block's output as a row of maps for k_0 = 8 and k = 4, and mark who made which.",
+    )
+    return f"{name} says who made a map"
