@@ -8,8 +8,22 @@ which git ignores.
 """
 
 import os
+import sys
 import sysconfig
 from pathlib import Path
+
+from nbconvert.preprocessors import ClearMetadataPreprocessor, CSSHTMLHeaderPreprocessor
+from nbgrader.preprocessors import (
+    AssignLatePenalties,
+    CheckCellMetadata,
+    ClearOutput,
+    DeduplicateIds,
+    GetGrades,
+    LimitOutput,
+    OverwriteCells,
+    OverwriteKernelspec,
+    SaveAutoGrades,
+)
 
 c = get_config()  # noqa: F821  nbgrader provides it
 
@@ -24,7 +38,42 @@ c.CourseDirectory.autograded_directory = "grading/autograded"
 c.CourseDirectory.feedback_directory = "grading/feedback"
 c.CourseDirectory.db_url = f"sqlite:///{grading / 'gradebook.db'}"
 
+# What a learning platform gives as an archive belongs in grading/downloaded/01-plain/archive/. This
+# reads STUDENT/01-plain.ipynb and STUDENT_…_01-plain.ipynb; adapt it to what yours gives.
+c.ZipCollectApp.downloaded_directory = "grading/downloaded"
+c.FileNameCollectorPlugin.named_regexp = (
+    r".*/(?P<student_id>[^/_]+)[/_](?:[^/]*[/_])?(?P<file_id>\d\d-[a-z-]+)\.ipynb"
+)
+
 # nbgrader starts alembic by its bare name, also where this environment is not activated.
 os.environ["PATH"] = sysconfig.get_path("scripts") + os.pathsep + os.environ["PATH"]
 
-c.ExecutePreprocessor.timeout = 60  # seconds for one cell; an endless loop is cut there
+c.ExecutePreprocessor.timeout = 60  # seconds for one cell, when students press Validate
+
+# Grading runs what strangers wrote. These steps stand in for nbgrader's own where its own would
+# trust them; tools/grade.py drives them, and the Formgrader uses them too.
+sys.path.insert(0, str(Path(__file__).resolve().parent / "tools"))
+from safe_grading import preprocessors as safe  # noqa: E402
+
+c.Autograde.pre_convert_hook = safe.clear_scores(c.CourseDirectory.db_url)
+c.Autograde.sanitize_preprocessors = [
+    safe.RestoreCells,
+    ClearOutput,
+    DeduplicateIds,
+    OverwriteKernelspec,
+    OverwriteCells,
+    CheckCellMetadata,
+]
+c.Autograde.autograde_preprocessors = [
+    safe.SafeExecute,
+    ClearMetadataPreprocessor,
+    LimitOutput,
+    SaveAutoGrades,
+    safe.FlagForAttention,
+    AssignLatePenalties,
+    CheckCellMetadata,
+]
+c.AssignLatePenalties.plugin_class = safe.LatePenalty
+c.LatePenalty.points_per_day = 0  # points off for each day begun after the due date
+
+c.GenerateFeedback.preprocessors = [GetGrades, safe.HideHiddenTests, CSSHTMLHeaderPreprocessor]

@@ -1,0 +1,159 @@
+"""Where the kernel of a submission runs.
+
+On Linux, in namespaces of its own (``unshare``, ``mount`` and ``setpriv`` of util-linux): it sees
+Python, the packages and the submission's own files, but neither the course, nor the gradebook, nor
+another student, and it has no network. Started by root it is another user as well. Elsewhere it
+runs as the user who grades, under resource limits only; ``available`` says why.
+"""
+
+import functools
+import importlib.util
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+FOLDER = "/submission"  # the kernel's working directory in the sandbox
+
+# Runs as process 1 of the new namespaces, still with the right to mount. $1 is a new directory, $2
+# a directory with the submission's files.
+_SCRIPT = r"""
+set -eu
+root=$1; files=$2; shift 2
+mount --make-rprivate /
+mount -t tmpfs -o size={disk},mode=755 tmpfs "$root"
+mkdir -m 755 "$root/proc" "$root/dev" "$root/old"
+mkdir -m 1777 "$root/tmp" "$root/dev/shm" "$root{folder}"
+{mounts}
+mount -t proc proc "$root/proc"
+for device in null zero random urandom full; do
+    touch "$root/dev/$device"; mount --bind "/dev/$device" "$root/dev/$device"
+done
+cp -r "$files/." "$root{folder}"
+chmod -R a+rwX "$root{folder}"
+cd "$root"
+pivot_root . old
+cd {folder}
+umount -l /old
+exec "$@"
+"""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one submission may use; in bytes, seconds and numbers of processes and threads."""
+
+    memory: int = 4 * 2**30
+    disk: int = 256 * 2**20
+    cpu: int = 900
+    processes: int = 128
+
+    def prlimit(self, processes: bool = True) -> list[str]:
+        """Return the command that starts another one under these limits."""
+        limits = {
+            "data": self.memory,  # writable memory; the address space says little under PyTorch
+            "fsize": self.disk,
+            "cpu": self.cpu,
+            "nofile": 1024,
+            "core": 0,
+        }
+        if processes:
+            limits["nproc"] = self.processes
+        return ["prlimit", *(f"--{name}={value}" for name, value in limits.items()), "--"]
+
+
+def python_folders() -> list[Path]:
+    """Return every folder that the running Python needs, links resolved and not."""
+    folders = [Path(sys.prefix), Path(sys.base_prefix), Path(sys.base_prefix).resolve()]
+    program = Path(sys.executable)
+    while program.is_symlink():  # .venv/bin/python may point at a link that points at a Python
+        program = Path(os.path.normpath(program.parent / os.readlink(program)))
+        folders.append(program.parent.parent)
+    folders += [Path(path) for path in sysconfig.get_paths().values()]
+    package = importlib.util.find_spec("densenet_from_scratch")
+    if package is not None and package.submodule_search_locations:
+        folders += map(Path, package.submodule_search_locations)
+    return folders
+
+
+def _visible() -> list[Path]:
+    """Return what the sandbox shows, read-only, without a folder inside another."""
+    system = ["/usr", "/sys/devices/system/cpu", "/nix/store"]
+    system += ["/etc/" + name for name in ("alternatives", "fonts", "group", "ld.so.cache")]
+    system += ["/etc/" + name for name in ("localtime", "nsswitch.conf", "passwd", "timezone")]
+    system += [f"/{name}" for name in ("bin", "lib", "lib32", "lib64", "sbin")]
+    paths = sorted({path for path in [*map(Path, system), *python_folders()] if path.exists()})
+    kept: list[Path] = []
+    for path in paths:
+        if str(path) == "/" or not any(path.is_relative_to(other) for other in kept):
+            kept.append(path)
+    return [path for path in kept if str(path) != "/"]
+
+
+def _mounts() -> str:
+    lines = []
+    for path in _visible():
+        source, target = shlex.quote(str(path)), f'"$root"{shlex.quote(str(path))}'
+        lines.append(f'mkdir -p "$root"{shlex.quote(str(path.parent))}')
+        if path.is_symlink() and len(path.parts) == 2:  # /bin -> usr/bin
+            lines.append(f"ln -s {shlex.quote(os.readlink(path))} {target}")
+            continue
+        lines.append(f"mkdir -p {target}" if path.is_dir() else f"touch {target}")
+        lines.append(f"mount --bind {source} {target}")
+        lines.append(f"mount -o remount,bind,ro,nosuid {target}")
+    return "\n".join(lines)
+
+
+def in_namespaces(
+    command: list[str], limits: Limits, shared: Path, files: Path, root: Path, user: int | None
+) -> list[str]:
+    """Return the command that runs ``command`` in a sandbox.
+
+    ``shared`` is a folder that both sides can write, for the sockets; ``files`` are copied to the
+    working directory; ``root`` is an empty folder; ``user`` is who the command becomes, which only
+    root can choose.
+    """
+    quoted = shlex.quote(str(shared))
+    mounts = f'{_mounts()}\nmkdir -p "$root"{quoted}\nmount --bind {quoted} "$root"{quoted}'
+    script = _SCRIPT.format(mounts=mounts, disk=limits.disk, folder=FOLDER)
+    unshare = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--net", "--ipc", "--uts"]
+    drop = ["setpriv", "--inh-caps=-all", "--bounding-set=-all", "--no-new-privs"]
+    if user is None:
+        unshare.append("--map-root-user")
+    else:
+        drop += [f"--reuid={user}", f"--regid={user}", "--clear-groups"]
+    inside = [*drop, *limits.prlimit(), *command]
+    return [*unshare, "sh", "-c", script, "sandbox", str(root), str(files), *inside]
+
+
+def unprivileged_user() -> int | None:
+    """Return the user that a kernel started by root becomes: nobody's, and its own."""
+    return 40_000 + os.getpid() % 20_000 if os.geteuid() == 0 else None
+
+
+@functools.cache
+def unavailable() -> str:
+    """Say why there is no sandbox here, in one line; nothing if there is one."""
+    if sys.platform != "linux":
+        return f"a sandbox needs Linux, and this is {sys.platform}"
+    for tool in ("unshare", "mount", "pivot_root", "setpriv", "prlimit"):
+        if shutil.which(tool) is None:
+            return f"a sandbox needs the command {tool} (Debian: apt install util-linux mount)"
+    with tempfile.TemporaryDirectory(prefix="grade") as folder:
+        shared, files, root = (Path(folder, name) for name in ("shared", "files", "root"))
+        for path in (shared, files, root):
+            path.mkdir()
+        os.chmod(folder, 0o711)
+        command = in_namespaces(
+            [sys.executable, "-c", ""], Limits(), shared, files, root, unprivileged_user()
+        )
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        return f"this machine does not allow one ({last})"
+    return ""
