@@ -115,7 +115,7 @@ class SelectiveBlock(CheckpointedBlock):
 
         def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
             keep, recompute = create_selective_checkpoint_contexts(_keep_convolutions)
-            return keep, _Both(frozen_statistics(layer), recompute)
+            return keep, _Once(frozen_statistics(layer), recompute)
 
         return checkpoint(
             lambda *maps: layer(torch.cat(maps, dim=1)),
@@ -136,13 +136,19 @@ COUNTED: dict[str, Any] = {
 }
 
 
-class _Both(AbstractContextManager):
-    """Two contexts, one inside the other. Unlike an ExitStack it can be entered again."""
+class _Once(AbstractContextManager):
+    """One context inside another, once: what selective checkpointing kept is used up by then."""
 
     def __init__(self, outer: AbstractContextManager, inner: AbstractContextManager) -> None:
-        self.outer, self.inner = outer, inner
+        self.outer, self.inner, self.used = outer, inner, False
 
     def __enter__(self) -> None:
+        if self.used:
+            raise RuntimeError(
+                'efficient="selective" has one backward pass for each forward pass and no second '
+                'derivative: build the network with efficient="checkpoint" or efficient=False'
+            )
+        self.used = True
         self.outer.__enter__()
         self.inner.__enter__()
 
