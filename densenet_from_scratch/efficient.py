@@ -167,7 +167,8 @@ class SharedBlock(CheckpointedBlock):
     """A dense block that normalises every map once, for all the layers that read it.
 
     It does so in training. Where BatchNorm uses running statistics, which differ from layer to
-    layer, or the layers' norms differ in kind, it checkpoints instead.
+    layer, or a part of the block is not of its own kind, it checkpoints instead. Hooks on modules
+    inside do not run: what they would see is never computed whole.
     """
 
     keep_bottleneck = True
@@ -182,12 +183,14 @@ class SharedBlock(CheckpointedBlock):
 
     def can_share(self, *readers: nn.BatchNorm2d) -> bool:
         """Say whether one x̂ serves all layers and the ``readers`` of the block's output."""
+        parts = [part for layer in self.layers for part in (layer, *layer.children())]
+        own = (DenseLayer, BottleneckLayer, nn.BatchNorm2d, nn.Conv2d)
+        if not all(type(part) in own for part in (*parts, *readers)):
+            return False  # such as SyncBatchNorm, or a weight that is computed from others
         layers: list[Any] = list(self.layers)
-        norms = [*(layer.norm1 for layer in layers), *readers]
-        inner = [layer.norm2 for layer in layers if isinstance(layer, BottleneckLayer)]
-        return len({norm.eps for norm in norms}) == 1 and all(
-            norm.training and norm.affine for norm in (*norms, *inner)
-        )
+        norms = [part for part in (*parts, *readers) if isinstance(part, nn.BatchNorm2d)]
+        same = {norm.eps for norm in (*(layer.norm1 for layer in layers), *readers)}
+        return len(same) == 1 and all(norm.training and norm.affine for norm in norms)
 
     def run_shared(self, x: Tensor, with_maps: bool = False) -> tuple[Tensor, ...]:
         """Return x̂, the channels' means and variances, and, if wanted, the maps."""

@@ -73,8 +73,9 @@ def _html_table(rows: Sequence[Sequence[str]]) -> str:
 
 def int_slider(label: str, value: int, low: int, high: int, step: int = 1) -> ipywidgets.IntSlider:
     """Return a labelled slider over whole numbers, which the arrow keys move too."""
+    width = f"{18 + len(label) // 2}em"  # so that a long label leaves the track its length
     return ipywidgets.IntSlider(
-        value, min=low, max=high, step=step, description=label, layout={"width": "28em"}
+        value, min=low, max=high, step=step, description=label, layout={"width": width}
     )
 
 

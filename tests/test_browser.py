@@ -146,9 +146,9 @@ def test_the_widget_moves_with_the_keyboard(lab, page, path):
     run_all(page)
     panel = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)")
     picture = panel.locator(".jp-OutputArea figure img").last
-    for _ in range(
-        60
-    ):  # JupyterLab draws only the cells in sight, and finds their heights as it goes
+    # JupyterLab draws only the cells in sight, and finds their heights as it goes. Between two
+    # cells the kernel is idle too, so a long chapter may still be running.
+    for _ in range(360):
         panel.locator(".jp-WindowedPanel-outer").evaluate("e => { e.scrollTop = e.scrollHeight }")
         page.wait_for_timeout(500)
         if picture.count():

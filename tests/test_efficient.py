@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from densenet_from_scratch import DenseBlock, DenseNet
 from densenet_from_scratch.efficient import BLOCK_TYPES
@@ -275,6 +276,24 @@ def test_a_last_norm_of_its_own_kind_is_respected(way):
     for network in (plain, other):
         network.transitions[0].norm.eps = 1e-3
         network.blocks[1].layers[1].norm1.eps = 1e-2
+    assert_equal(gradients_of_a_step(other), gradients_of_a_step(plain))
+
+
+def weights_computed_from_others(network: DenseNet) -> None:
+    weight_norm(network.blocks[0].layers[1].conv1)
+
+
+def other_norms(network: DenseNet) -> None:
+    network.blocks[0].layers[0].norm1 = nn.GroupNorm(2, 4).double()
+    network.transitions[0].norm = nn.InstanceNorm2d(10, affine=True).double()
+
+
+@ways
+@pytest.mark.parametrize("change", [weights_computed_from_others, other_norms])
+def test_changed_parts_are_respected(way, change):
+    plain, other = (small_network(efficient, **CIFAR).double() for efficient in (False, way))
+    for network in (plain, other):
+        change(network)
     assert_equal(gradients_of_a_step(other), gradients_of_a_step(plain))
 
 

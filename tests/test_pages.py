@@ -11,8 +11,8 @@ PAGES = [CHAPTERS[0].with_name(name) for name in ("glossary.md", "notation.md")]
 # Commands of LaTeX that lay out or relate, and name nothing.
 NO_SYMBOLS = set(
     "approx bar big Big bigl bigr cdot cdots dots dfrac frac ge geq hat in infty langle lceil le "
-    "left leq lfloor ll ln log gg max min ne neq overline qquad quad rangle rceil rfloor right "
-    "Rightarrow Longrightarrow sqrt sum tfrac tilde times to underbrace cup mid colon".split()
+    "left leftarrow leq lfloor ll ln log gg max min ne neq overline qquad quad rangle rceil rfloor "
+    "right Rightarrow Longrightarrow sqrt sum tfrac tilde times to underbrace cup mid colon".split()
 )
 
 
