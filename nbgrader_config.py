@@ -38,6 +38,8 @@ c.CourseDirectory.autograded_directory = "grading/autograded"
 c.CourseDirectory.feedback_directory = "grading/feedback"
 c.CourseDirectory.db_url = f"sqlite:///{grading / 'gradebook.db'}"
 
+c.ExportPlugin.to = "grading/grades.csv"
+
 # What a learning platform gives as an archive belongs in grading/downloaded/01-plain/archive/. This
 # reads STUDENT/01-plain.ipynb and STUDENT_…_01-plain.ipynb; adapt it to what yours gives.
 c.ZipCollectApp.downloaded_directory = "grading/downloaded"
@@ -54,6 +56,12 @@ c.ExecutePreprocessor.timeout = 60  # seconds for one cell, when students press 
 # trust them; tools/grade.py drives them, and the Formgrader uses them too.
 sys.path.insert(0, str(Path(__file__).resolve().parent / "tools"))
 from safe_grading import preprocessors as safe  # noqa: E402
+
+c.SafeExecute.cell_timeout = 60  # seconds for one cell; an endless loop is cut there
+c.SafeExecute.total_timeout = 300  # seconds for a submission
+c.SafeExecute.memory = 4096  # MiB
+c.SafeExecute.processes = 128  # and threads
+c.SafeExecute.characters = 100_000  # of output that are kept for one cell
 
 c.Autograde.pre_convert_hook = safe.clear_scores(c.CourseDirectory.db_url)
 c.Autograde.sanitize_preprocessors = [

@@ -15,7 +15,9 @@ import argparse
 import multiprocessing
 import os
 import re
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -46,8 +48,9 @@ class Outcome:
     attention: list[str]
 
 
-def autograde(arguments: list[str], log: Path) -> None:
+def autograde(arguments: list[str], log: Path, temporary: str) -> None:
     """Run nbgrader in this process, which is a new one, and write what it says to ``log``."""
+    tempfile.tempdir = temporary  # the parent removes it, also if this process is ended
     with log.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -150,10 +153,12 @@ class Grader:
                     self.log(student).write_text(f"{ATTENTION}{why}\n")
                     yield self.outcome(student, started, why)
                 else:
-                    running.append((student, started, self.start(student)))
+                    temporary = tempfile.mkdtemp(prefix="grade")
+                    process = self.start(student, temporary)
+                    running.append((student, started, temporary, process))
             wait([process.sentinel for *_, process in running], timeout=1)
             for job in list(running):
-                student, started, process = job
+                student, started, temporary, process = job
                 why = ""
                 if process.exitcode is None:
                     if time.perf_counter() - started < self.timeout:
@@ -162,10 +167,11 @@ class Grader:
                 elif process.exitcode:
                     why = "nbgrader could not grade it"
                 end(process)
+                shutil.rmtree(temporary, ignore_errors=True)
                 running.remove(job)
                 yield self.outcome(student, started, why)
 
-    def start(self, student: str) -> multiprocessing.process.BaseProcess:
+    def start(self, student: str, temporary: str) -> multiprocessing.process.BaseProcess:
         """Start nbgrader for one student."""
         arguments = [self.assignment, f"--student={student}", "--force"]
         if self.options.no_sandbox:
@@ -173,7 +179,7 @@ class Grader:
         # Forked where that is safe: nbgrader takes seconds to import.
         method = "fork" if sys.platform == "linux" else "spawn"
         process = multiprocessing.get_context(method).Process(
-            target=autograde, args=(arguments, self.log(student))
+            target=autograde, args=(arguments, self.log(student), temporary)
         )
         process.start()
         return process

@@ -83,6 +83,7 @@ class Kernel:
         environment = {
             "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
             "HOME": "/tmp",
+            "USER": "student",  # whom older PyTorch asks for: the user has no name
             "LANG": "C.UTF-8",
             "MPLBACKEND": "module://matplotlib_inline.backend_inline",
             "PYTHONDONTWRITEBYTECODE": "1",
