@@ -14,7 +14,7 @@ copy: a memory that grows with the square of the depth. In the order of the chap
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -255,7 +255,8 @@ def block_and_transition(block: DenseBlock, transition: Transition, x: Tensor) -
         transition: what follows it.
         x: (N, k_0, H, W).
     """
-    if isinstance(block, SharedBlock) and block.can_share(transition.norm):
+    reads_x_hat = type(transition) is Transition
+    if reads_x_hat and isinstance(block, SharedBlock) and block.can_share(transition.norm):
         return transition.conv(block.pooled(x, transition.norm, size=2))
     return transition(block(x))
 
@@ -273,7 +274,7 @@ def block_and_pool(block: DenseBlock, norm: nn.BatchNorm2d, x: Tensor) -> Tensor
     return F.relu(norm(block(x))).mean(dim=(2, 3))
 
 
-BLOCK_TYPES: dict[bool | str, Callable[..., DenseBlock]] = {
+BLOCK_TYPES: dict[bool | str, type[DenseBlock]] = {
     False: DenseBlock,
     True: RecomputingSharedBlock,
     "checkpoint": CheckpointedBlock,

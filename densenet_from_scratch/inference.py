@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from densenet_from_scratch.dense import BottleneckLayer, DenseLayer
+from densenet_from_scratch.efficient import BLOCK_TYPES
 from densenet_from_scratch.shared import Scratch, activate, as_maps, as_matrix, pieces
+from densenet_from_scratch.transition import Transition
 
 Folded = Mapping[nn.BatchNorm2d, tuple[Tensor, Tensor]]
 
@@ -42,11 +44,15 @@ def can_infer(network: Any, x: Tensor) -> bool:
         return False
     if torch.is_autocast_enabled(x.device.type):
         return False
-    own = (nn.BatchNorm2d, nn.Conv2d, BottleneckLayer, DenseLayer)
-    for part in network.modules():
-        if part is not network and (part._forward_hooks or part._forward_pre_hooks):
-            return False
-        if isinstance(part, own) and type(part) not in own:
+    if {type(block) for block in network.blocks} - set(BLOCK_TYPES.values()):
+        return False
+    if {type(transition) for transition in network.transitions} - {Transition}:
+        return False
+    inside = {DenseLayer, BottleneckLayer, Transition, nn.BatchNorm2d, nn.Conv2d, nn.ModuleList}
+    own: set[Any] = inside | set(BLOCK_TYPES.values())
+    parts = [*network.blocks.modules(), *network.transitions.modules(), network.norm]
+    for part in parts:
+        if type(part) not in own or part._forward_hooks or part._forward_pre_hooks:
             return False
         if isinstance(part, nn.BatchNorm2d) and (
             part.training or part.running_mean is None or not part.affine
@@ -75,12 +81,11 @@ def infer(network: Any, x: Tensor) -> Tensor:
         network: a :class:`~densenet_from_scratch.DenseNet` for which :func:`can_infer` holds.
         x: checked images.
     """
-    # Modules are registered in the order in which they are used, but for the transitions.
     stages = [*map(_norms, network.blocks), *([t.norm] for t in network.transitions)]
-    norms = [*_norms(network.stem), *(norm for stage in stages for norm in stage), network.norm]
+    norms = [*(norm for stage in stages for norm in stage), network.norm]
     folded = dict(zip(norms, scales_and_shifts(norms), strict=True))
 
-    maps, scratch = _stem(network.stem, x, folded), Scratch(x)
+    maps, scratch = network.stem(x.contiguous(memory_format=torch.channels_last)), Scratch(x)
     for index, block in enumerate(network.blocks):
         if index == 0:
             entering, size = as_matrix(maps), maps.shape[1]
@@ -100,17 +105,6 @@ def infer(network: Any, x: Tensor) -> Tensor:
 
 def _norms(module: nn.Module) -> list[nn.BatchNorm2d]:
     return [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
-
-
-def _stem(stem: Any, x: Tensor, folded: Folded) -> Tensor:
-    """Return the stem's maps (N, k_0, H, W), channels last in memory."""
-    x = x.contiguous(memory_format=torch.channels_last)
-    conv, *norms = stem.conv, *_norms(stem)
-    if not norms:
-        return stem(x)
-    scale, shift = folded[norms[0]]
-    weight = conv.weight * scale[:, None, None, None]
-    return stem.pool(F.conv2d(x, weight, shift, conv.stride, conv.padding).relu_())
 
 
 def _run_layer(layer: Any, matrix: Tensor, like: Tensor, folded: Folded, scratch: Scratch) -> None:

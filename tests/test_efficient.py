@@ -288,8 +288,13 @@ def other_norms(network: DenseNet) -> None:
     network.transitions[0].norm = nn.InstanceNorm2d(10, affine=True).double()
 
 
+def another_transition(network: DenseNet) -> None:
+    torch.manual_seed(0)
+    network.transitions[0] = nn.Conv2d(10, 5, 3, stride=2, padding=1).double()
+
+
 @ways
-@pytest.mark.parametrize("change", [weights_computed_from_others, other_norms])
+@pytest.mark.parametrize("change", [weights_computed_from_others, other_norms, another_transition])
 def test_changed_parts_are_respected(way, change):
     plain, other = (small_network(efficient, **CIFAR).double() for efficient in (False, way))
     for network in (plain, other):

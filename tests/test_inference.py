@@ -117,6 +117,11 @@ def test_the_modules_run_where_the_difference_would_show(monkeypatch):
     assert calls == 0, "a part of another kind"
     torch.testing.assert_close(logits, network(x))
     network = trained()
+    network.transitions[0] = nn.Conv2d(11, 5, 3, stride=2, padding=1).double()
+    logits, calls = used(network, monkeypatch, x)
+    assert calls == 0, "a transition of another kind"
+    torch.testing.assert_close(logits, network(x))
+    network = trained()
     network.blocks[0].layers[0].norm1.train()
     assert used(network, monkeypatch, x)[1] == 0, "a norm uses the batch"
     assert used(trained().train(), monkeypatch, x)[1] == 0, "training"
