@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
@@ -52,4 +53,46 @@ def test_memory(monkeypatch, tmp_path, capsys):
 def test_memory_refuses(arguments, says, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         run(load("memory"), monkeypatch, *arguments)
+    assert says in capsys.readouterr().err
+
+
+def test_inference(monkeypatch, tmp_path, capsys):
+    arguments = ("--batches", "1", "2", "--size", "32", "--rounds", "1", "--device", "cpu")
+    run(load("inference"), monkeypatch, *arguments, "--out", str(tmp_path))
+    assert "ours, plain" in capsys.readouterr().out
+    results = json.loads((tmp_path / "inference.json").read_text())["results"]
+    formats = ("contiguous", "channels last")
+    assert [(r["batch"], r["format"]) for r in results] == [(b, f) for b in (1, 2) for f in formats]
+    for result in results:
+        assert list(result["ratio to torchvision"]) == [
+            "torchvision",
+            "timm",
+            "ours, plain",
+            "ours",
+        ]
+        assert result["ratio to torchvision"]["torchvision"] == 1
+    assert (tmp_path / "inference.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_inference_stops_where_a_peer_computes_something_else():
+    inference = load("inference")
+    networks = inference.peers()
+    inference.check(networks)
+    with torch.no_grad():
+        networks["timm"].classifier.bias += 1e-3
+        with pytest.raises(AssertionError, match="timm"):
+            inference.check(networks)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--batches", "0"), "--batches[0] must be"),
+        (("--size", "28"), "--size must be"),
+        (("--rounds", "0"), "--rounds must be"),
+    ],
+)
+def test_inference_refuses(arguments, says, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run(load("inference"), monkeypatch, *arguments)
     assert says in capsys.readouterr().err
