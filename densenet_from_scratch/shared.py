@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from densenet_from_scratch.dense import BottleneckLayer, DenseLayer
 
-PIECE = 1 << 18  # numbers worked on at a time on a CPU: 1 MiB in float32
+PIECE = 1 << 18  # numbers that a thread works on at a time on a CPU: 1 MiB in float32
 
 aten = torch.ops.aten
 
@@ -45,11 +45,11 @@ def as_matrix(maps: Tensor) -> Tensor:
 
 
 def pieces(matrix: Tensor, multiple: int = 1) -> Iterator[slice]:
-    """Cut the rows into pieces of about ``PIECE`` numbers, on a GPU into one."""
+    """Cut the rows into pieces of about ``PIECE`` numbers for each thread, on a GPU into one."""
     rows, columns = matrix.shape
     step = rows
     if matrix.device.type == "cpu":
-        step = max(1, PIECE // (columns * multiple)) * multiple
+        step = max(1, torch.get_num_threads() * PIECE // (columns * multiple)) * multiple
     return (slice(start, start + step) for start in range(0, rows, step))
 
 
@@ -217,7 +217,9 @@ def bottleneck_backward(
     else:
         z = (as_matrix(middle) - mean).to(x_hat.dtype)
     scale = norm2_weight * inverse
-    h = activate(z, scale, norm2_bias, Scratch(z))  # what conv2 has read
+    h = torch.empty_like(z)  # what conv2 has read
+    for rows in pieces(z):
+        torch.addcmul(norm2_bias, z[rows], scale, out=h[rows]).relu_()
     grad_maps, grad_conv2 = conv3x3_backward(gradient, as_maps(h, gradient), conv2)
     grad_h, matrix = as_matrix(grad_maps), conv1.flatten(1)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from densenet_from_scratch import DenseBlock, DenseNet
+from densenet_from_scratch import DenseBlock, DenseNet, shared
 from densenet_from_scratch.efficient import BLOCK_TYPES
 from densenet_from_scratch.measure import growth_exponent, saved_bytes
 
@@ -254,6 +254,27 @@ def test_a_whole_network_gives_what_the_plain_one_gives(way, options, memory_for
         for efficient in (False, way)
     )
     assert_equal(gradients_of_a_step(other), gradients_of_a_step(plain))
+
+
+@pytest.mark.parametrize("way", ["shared", "shared-recompute"])
+@pytest.mark.parametrize("options", [CIFAR, IMAGENET, CIFAR | {"bottleneck": False}])
+@pytest.mark.parametrize("numbers", [1, 30, 100])
+def test_the_size_of_the_pieces_changes_nothing(way, options, numbers, monkeypatch):
+    """Large maps are worked on some rows at a time; here the rows of small ones."""
+    plain, other = (small_network(efficient, **options).double() for efficient in (False, way))
+    expected = gradients_of_a_step(plain)
+    counted = []
+    pieces = shared.pieces
+
+    def counting(*arguments):
+        rows = list(pieces(*arguments))
+        counted.append(len(rows))
+        return rows
+
+    monkeypatch.setattr(shared, "PIECE", numbers)
+    monkeypatch.setattr(shared, "pieces", counting)
+    assert_equal(gradients_of_a_step(other), expected)
+    assert max(counted) > 1
 
 
 @ways

@@ -9,7 +9,7 @@ import torchvision
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from densenet_from_scratch import DenseNet, densenet121, from_torchvision
+from densenet_from_scratch import DenseNet, densenet121, from_torchvision, shared
 from densenet_from_scratch import model as model_module
 
 NETWORKS = {
@@ -57,6 +57,15 @@ def images(count: int = 2, channels: int = 3) -> torch.Tensor:
 def test_it_gives_what_the_modules_give(options, memory_format, count, monkeypatch):
     network = trained(**options).to(memory_format=memory_format)
     x = images(count).contiguous(memory_format=memory_format)
+    logits, calls = used(network, monkeypatch, x)
+    assert calls == 1
+    torch.testing.assert_close(logits, network(x), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("numbers", [1, 30, 100])
+def test_the_size_of_the_pieces_changes_nothing(numbers, monkeypatch):
+    network, x = trained(), images()
+    monkeypatch.setattr(shared, "PIECE", numbers)
     logits, calls = used(network, monkeypatch, x)
     assert calls == 1
     torch.testing.assert_close(logits, network(x), rtol=1e-12, atol=1e-12)
