@@ -27,6 +27,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
 from safe_grading import sandbox  # noqa: E402
+from safe_grading.kernel import Kernel  # noqa: E402
 
 SMALL, REAL = "00-small", "01-plain"
 SECRET = "a-hidden-case"  # in a hidden test of the small assignment
@@ -867,6 +868,31 @@ def test_a_submission_reaches_nothing_outside(course, graded):
     ]
     assert "looked around\n" in outputs
     assert not (course / "written").exists()
+
+
+@needs_sandbox
+def test_processes_are_limited(tmp_path):
+    """Forking stops at the limit of processes; here no other limit is near."""
+    code = (
+        "import os, time\n"
+        "for made in range(500):\n"
+        "    try:\n"
+        "        if os.fork() == 0:\n"
+        "            time.sleep(120)\n"
+        "    except OSError as error:\n"
+        "        print(made, type(error).__name__)\n"
+        "        break\n"
+    )
+    limits = sandbox.Limits(memory=64 * 2**30, processes=60)
+    kernel = Kernel(tmp_path, limits, isolated=True, characters=1000)
+    try:
+        outputs = kernel.run(code, timeout=60).outputs
+        family = len(kernel._family())
+    finally:
+        kernel.stop()
+    made, error = outputs[0].text.split()
+    assert error == "BlockingIOError" and 10 < int(made) < 60
+    assert int(made) < family <= limits.processes + 1  # one outside starts the sandbox
 
 
 def test_outputs_stay_small(course, graded):

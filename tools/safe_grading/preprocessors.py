@@ -328,11 +328,14 @@ class SafeExecute(NbGraderPreprocessor):
             f"_g['install']({self.secret!r}, {self.place!r}, {self._imports()!r})\n"
             "del _g, _b"
         )
-        result = kernel.run(code, self.cell_timeout + 60, silent=True)
-        if result.failed:
-            kernel.stop()
-            said = result.reply.get("evalue", "")
-            raise RuntimeError(f"the imports of the tests do not run: {said}")
+        try:
+            result = kernel.run(code, self.cell_timeout + 60, silent=True)
+            if result.failed:
+                said = result.reply.get("evalue", "")
+                raise RuntimeError(f"the imports of the tests do not run: {said}")
+        except BaseException:
+            kernel.stop()  # nobody else knows it, and its open channels would wait for ever
+            raise
         return kernel
 
     def _run(self, nb: NotebookNode) -> None:
