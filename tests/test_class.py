@@ -236,7 +236,12 @@ case(
     ALL,
     r"the kernel died in cell 3: it ended itself, with exit status 0",
 )
-case("leaves-politely", answers(double="def double(n):\n    raise SystemExit"), (2, 0, 2, None))
+case(
+    "leaves-politely",
+    answers(double="def double(n):\n    raise SystemExit"),
+    (2, 0, 2, None),
+    r"\(double-test\) was left by SystemExit",
+)
 
 # Code that takes too much.
 case(
@@ -541,6 +546,7 @@ case(
         double=DOUBLE.replace("* 2", "* 2.0"),
     ),
     (2, 0, 2, None),
+    r"uses its own isinstance, its own type: read it",
 )
 case(
     "silences-ipython",

@@ -425,6 +425,10 @@ class SafeExecute(NbGraderPreprocessor):
         ):
             text = str(result.reply.get("evalue", "the cell was not run"))[:500]
             cell.outputs.append(error_output(str(result.reply.get("ename", "Error")), text))
+        if test and result.reply.get("ename") == "SystemExit":
+            self.log.warning(
+                f"{ATTENTION}{self._name(self.cells.index(cell), cell)} was left by SystemExit"
+            )
         if any(output.get("ename") == "MemoryError" for output in cell.outputs):
             self.log.warning(
                 f"{ATTENTION}{self._name(self.cells.index(cell), cell)} ran out of memory"
@@ -536,6 +540,8 @@ SUSPICIOUS_ATTRIBUTES = set(
     "__builtins__ __closure__ __code__ __globals__ __subclasses__ _getframe ast_transformers "
     "displayhook f_globals set_custom_exc settrace".split()
 )
+# What tests judge by.
+JUDGES = set("abs all any callable hasattr isinstance issubclass len type".split())
 
 
 def suspicious(source: str) -> set[str]:
@@ -553,8 +559,12 @@ def suspicious(source: str) -> set[str]:
             found.add(node.attr)
         elif isinstance(node, ast.FunctionDef) and node.name in SUSPICIOUS_METHODS:
             found.add(node.name)
+        elif isinstance(node, ast.FunctionDef) and node.name in JUDGES:
+            found.add(f"its own {node.name}")
         elif isinstance(node, ast.Name) and node.id in SUSPICIOUS_NAMES:
             found.add(node.id)
+        elif isinstance(node, ast.Name) and node.id in JUDGES and isinstance(node.ctx, ast.Store):
+            found.add(f"its own {node.id}")
     return found
 
 
