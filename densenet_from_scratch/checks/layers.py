@@ -315,7 +315,7 @@ def layer_list(stack: nn.Module, num_layers: int) -> list[nn.Module]:
     """Require that ``stack.layers`` is a ModuleList of that many layers; return them."""
     name, layers = type(stack).__name__, getattr(stack, "layers", None)
     require(
-        type(layers) is not list,
+        not isinstance(layers, list),
         f"{name}: self.layers is a Python list, and PyTorch does not look for parameters there."
         "\nLook at which of PyTorch's containers holds a list of modules.",
     )

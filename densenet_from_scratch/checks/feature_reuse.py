@@ -1,0 +1,770 @@
+"""Checks of the exercises of chapter 9."""
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate, pairwise
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from densenet_from_scratch.checks.common import (
+    as_check,
+    call_answer,
+    random_maps,
+    require,
+    require_own,
+    require_results,
+    require_tensor,
+    require_values,
+    same_result,
+    same_values,
+)
+from densenet_from_scratch.checks.layers import convolve_by_hand
+
+
+def _columns(widths: Sequence[int]) -> list[slice]:
+    """The columns of each source, the oldest first."""
+    ends = list(accumulate(widths))
+    return [slice(end - width, end) for end, width in zip(ends, widths, strict=True)]
+
+
+def _require_shape(
+    value: Any,
+    expected: tuple[int, ...],
+    what: str,
+    otherwise: str,
+    mistakes: Mapping[tuple[int, ...], str] | None = None,
+) -> None:
+    shape = tuple(require_tensor(value, what).shape)
+    hint = (mistakes or {}).get(shape, otherwise)
+    require(shape == expected, f"{what} has shape {shape}, which is not as asked.\n{hint}")
+
+
+def _widths(inputs: list[int]) -> list[int]:
+    return [after - before for before, after in pairwise([0, *inputs])]
+
+
+@as_check
+def source_widths(answer: Any) -> str:
+    """x_0 has what reader 1 reads; every other source what the next reader reads in addition."""
+    right = _widths
+    name = require_results(
+        answer,
+        right,
+        [([8, 12, 16, 20],), ([6, 9, 12],), ([5, 7, 12, 13],), ([3, 10],), ([4],)],
+        [
+            (
+                lambda inputs: right(inputs)[1:],
+                "x_0 is missing.\nReader 1 reads a source, too: which one, and how many maps?",
+            ),
+            (
+                lambda inputs: inputs,
+                "these are the maps of all sources that a reader reads together.\nHow many of them "
+                "has the reader before it read already?",
+            ),
+            (
+                lambda inputs: right(inputs)[1:] + right(inputs)[-1:],
+                "x_0 is missing, and the last reader's own maps are counted.\nNobody in the list "
+                "reads these.",
+            ),
+            (
+                lambda inputs: right(inputs) + right(inputs)[-1:],
+                "there is one source too many.\nDoes the last reader of the list read what it "
+                "makes?",
+            ),
+            (
+                lambda inputs: right(inputs)[::-1],
+                "the newest source comes first.\nThe question asks for x_0 first.",
+            ),
+            (
+                lambda inputs: [inputs[0]] + [inputs[0] - r for r in inputs[1:]],
+                "the differences have the wrong sign, and are taken from the first reader.\nWho "
+                "reads more, a reader or the one before it?",
+            ),
+            (
+                lambda inputs: [inputs[0]] + [b - a for b, a in pairwise(inputs)],
+                "the differences have the wrong sign.\nWho reads more, a reader or the one before "
+                "it?",
+            ),
+            (
+                lambda inputs: [inputs[0]] + [r - inputs[0] for r in inputs[1:]],
+                "these are the maps of all layers so far together.\nCompare a reader with the one "
+                "just before it, not with the first.",
+            ),
+            (
+                lambda inputs: [inputs[0], *([right(inputs)[-1]] * (len(inputs) - 1))],
+                "every layer is taken to add as many maps as the last.\nThe list says for each "
+                "reader what it reads: look at all of its differences.",
+            ),
+            (
+                lambda inputs: [inputs[0], *([(right(inputs)[1:] or [0])[0]] * (len(inputs) - 1))],
+                "every layer is taken to add as many maps as the first.\nThe list says for each "
+                "reader what it reads: look at all of its differences.",
+            ),
+        ],
+        "a list of integers",
+        "Go from each reader to the next one: which source has come in between, and with how many "
+        "maps?",
+    )
+    return f"{name} knows how many maps each source has"
+
+
+@as_check
+def oldest_first(answer: Any) -> str:
+    """The sources change places; the maps within a source keep their order."""
+    name = require_own(answer, FunctionType)
+    for shape, widths in (((2, 9, 3, 3), [4, 3, 2]), ((5, 6), [1, 5]), ((3, 6, 1, 1), [2, 2, 2])):
+        what = f"{name}(weight of shape {shape}, {widths})"
+        weight = random_maps(*shape)
+        before, pieces = weight.clone(), _columns(widths[::-1])
+        order = [c for piece in reversed(pieces) for c in range(piece.start, piece.stop)]
+        value = call_answer(
+            what,
+            answer,
+            weight,
+            widths,
+            hint="The inputs are axis 1. In which order do the sources stand there?",
+        )
+        require(
+            same_values(weight, before),
+            f"{what} changes the weight that it was given.\nIt belongs to somebody's network: make "
+            "a new one.",
+        )
+        _require_shape(value, shape, what, "It is the same weight, in another order of axis 1.")
+        wrong_order = [c for piece in reversed(_columns(widths)) for c in range(9)[piece]]
+        inside = [c for piece in pieces for c in reversed(range(9)[piece])]
+        require_values(
+            value,
+            before[:, order],
+            what,
+            [
+                (before, "nothing has moved.\nWhich source stands at column 0, before and after?"),
+                (
+                    before.flip(1),
+                    "the maps within each source have been turned round, too.\nOnly the sources "
+                    "change places: what has to stay together?",
+                ),
+                (
+                    before[:, wrong_order],
+                    "the weight is cut as if it already began with x_0.\nIn which order do the "
+                    "pieces stand when you cut?",
+                ),
+                (
+                    before[:, inside],
+                    "the maps within each source are turned round, and the sources stand where "
+                    "they stood.\nIt is the other way about.",
+                ),
+                (before.flip(0), "the outputs have been turned round.\nThe inputs are axis 1."),
+            ],
+            "the columns are not in the order asked for.\nWrite down for each column of a small "
+            "weight which source it reads, before and after.",
+        )
+    return f"{name} puts the oldest source first and keeps each source together"
+
+
+def _strength(weight: Tensor, widths: Sequence[int], gamma: Tensor | None = None) -> Tensor:
+    scaled = weight.detach().abs()
+    if gamma is not None:
+        factors = gamma.detach().abs()
+        scaled = scaled * factors.reshape(1, -1, *[1] * (weight.ndim - 2))
+    return torch.stack([scaled[:, piece].mean() for piece in _columns(widths)])
+
+
+def _measure_strength(
+    answer: Any, name: str, weight: Tensor, widths: list[int], *gamma: Tensor
+) -> tuple[str, Any]:
+    """Call the answer; require that it only looks, and gives one number for each source."""
+    what = f"{name}(weight of shape {tuple(weight.shape)}, {widths}{', gamma' if gamma else ''})"
+    before = [tensor.detach().clone() for tensor in (weight, *gamma)]
+    value = call_answer(
+        what,
+        answer,
+        weight,
+        widths,
+        *gamma,
+        hint="Which axis holds the inputs? And does it work for 2 axes (a linear layer) and for 4?",
+    )
+    require(
+        all(same_values(t.detach(), b) for t, b in zip((weight, *gamma), before, strict=True)),
+        f"{what} changes what it was given.\nMeasuring is looking: which of your operations work "
+        "in place?",
+    )
+    inputs, outputs = weight.shape[1], weight.shape[0]
+    _require_shape(
+        value,
+        (len(widths),),
+        what,
+        "One number for each source.",
+        {
+            (): "One number for each source, not one for all of them.",
+            (inputs,): "One number for each *source*, not for each map.",
+            (outputs, len(widths)): "The outputs are still apart: the mean is over them, too.",
+        },
+    )
+    require(
+        not value.requires_grad,
+        f"{what} records a graph.\nNobody will call backward() on a measurement: look for what "
+        "takes a tensor out of the graph.",
+    )
+    return what, value
+
+
+def _parameter(*shape: int) -> nn.Parameter:
+    return nn.Parameter(random_maps(*shape))
+
+
+@as_check
+def strength_values(answer: Any) -> str:
+    """The strength is the mean absolute weight over all that belongs to a source."""
+    name = require_own(answer, FunctionType)
+    for shape, widths in (((9, 9, 3, 3), [4, 3, 2]), ((5, 6), [1, 5]), ((4, 6, 1, 1), [6])):
+        weight = _parameter(*shape)
+        what, value = _measure_strength(answer, name, weight, widths)
+        w, pieces = weight.detach(), _columns(widths)
+        right = _strength(w, widths)
+        mistakes = [
+            (
+                torch.stack([w[:, p].mean() for p in pieces]),
+                "weights of opposite sign cancel.\nLook for what the paper takes of each weight "
+                "before the mean.",
+            ),
+            (
+                torch.stack([w[:, p].mean().abs() for p in pieces]),
+                "the absolute value of the mean is taken.\nDo weights of 5 and -5 make a "
+                "connection of strength 0?",
+            ),
+            (
+                torch.stack([w[:, p].square().mean().sqrt() for p in pieces]),
+                "this is the root of the mean square.\nThe chapter takes the mean absolute value.",
+            ),
+            (
+                torch.stack([w[:, p].square().mean() for p in pieces]),
+                "this is the mean square.\nThe chapter takes the mean absolute value.",
+            ),
+            (
+                torch.stack([w[:, p].abs().sum() for p in pieces]),
+                "this is a sum, and a source with many maps gets a bonus for that.\nLook at what "
+                "the chapter's formula divides by.",
+            ),
+            (
+                torch.stack([w[:, p].abs().sum() / (p.stop - p.start) for p in pieces]),
+                "only the source's maps are divided by, and not the outputs and the kernel's "
+                "places.\nHow many weights belong to a source?",
+            ),
+            (
+                right / right.max(),
+                "each strength is divided by the largest.\nThe percents are for later.",
+            ),
+            (
+                100 * right / right.max(),
+                "these are percents of the strongest.\nThe percents are for later.",
+            ),
+            (right.flip(0), "the newest source comes first.\nThe widths begin with x_0."),
+            (
+                torch.stack([w[:, p].abs().amax() for p in pieces]),
+                "this is the largest weight of each source.\nThe chapter takes a mean.",
+            ),
+        ]
+        if len(w) == w.shape[1]:
+            outputs = torch.stack([w[p].abs().mean() for p in pieces])
+            mistakes.append(
+                (outputs, "the outputs are cut into sources.\nWhich axis of a weight is its input?")
+            )
+        require_values(
+            value.double(),
+            right,
+            what,
+            mistakes,
+            "the strengths are wrong.\nTake the chapter's two rows (1, -3, 2) and (-1, 1, 4), and "
+            "follow them through your code by hand.",
+        )
+    return f"{name} takes the mean absolute weight of each source"
+
+
+@as_check
+def strength_gamma(answer: Any) -> str:
+    """With γ every map's weights are multiplied by its own |γ| before the mean."""
+    name = require_own(answer, FunctionType)
+    for shape, widths in (((7, 7, 3, 3), [4, 3]), ((5, 6), [1, 3, 2])):
+        weight, gamma = _parameter(*shape), _parameter(shape[1])
+        what, value = _measure_strength(answer, name, weight, widths, gamma)
+        w, g, pieces = weight.detach(), gamma.detach(), _columns(widths)
+        by_map = w.abs().transpose(0, 1).flatten(1).mean(dim=1)
+        plain = _strength(w, widths)
+        mistakes = [
+            (plain, "γ makes no difference.\nLook at what your code does with the third argument."),
+            (
+                torch.stack([(by_map * g)[p].mean() for p in pieces]),
+                "a negative γ makes a connection weaker.\nDoes a sign say how much?",
+            ),
+            (
+                plain * torch.stack([g[p].abs().mean() for p in pieces]),
+                "the mean weight is multiplied by the mean |γ|.\nWhat if the large weights stand "
+                "on the maps with the small γ? Each map has its own.",
+            ),
+            (
+                plain * torch.stack([g[p].mean().abs() for p in pieces]),
+                "the γ of a source are averaged first.\nEach map has its own.",
+            ),
+            (
+                torch.stack([(by_map / g.abs())[p].mean() for p in pieces]),
+                "the weights are divided by |γ|.\nA map with a large γ reaches the convolution "
+                "with large values: does that make its connection weaker?",
+            ),
+            (
+                torch.stack([(by_map * g.square())[p].mean() for p in pieces]),
+                "γ is squared.\nThe chapter multiplies by |γ|.",
+            ),
+            (
+                plain * g.abs().mean(),
+                "every source is multiplied by the mean of all |γ|.\nEach map has its own.",
+            ),
+        ]
+        if len(w) == w.shape[1]:
+            rows = w.abs() * g.abs().reshape(-1, 1, 1, 1)
+            mistakes.append(
+                (
+                    torch.stack([rows[:, p].mean() for p in pieces]),
+                    "γ is multiplied along the outputs.\nThe normalisation stands *before* the "
+                    "convolution: whose maps does it scale?",
+                )
+            )
+        require_values(
+            value.double(),
+            _strength(w, widths, g),
+            what,
+            mistakes,
+            "the strengths with γ are wrong.\nThere is a γ for each input map: where in your code "
+            "are the maps still apart?",
+        )
+    return f"{name} multiplies each map's weights by its own |γ|"
+
+
+def _reader(outputs: int, inputs: int, kernel: int) -> nn.Conv2d:
+    conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False).double()
+    with torch.no_grad():
+        conv.weight.normal_()
+    return conv
+
+
+def _convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    if conv.kernel_size == (3, 3):
+        return convolve_by_hand(conv, x).detach()
+    return torch.einsum("oc,nchw->nohw", conv.weight[:, :, 0, 0], x).detach()
+
+
+def _only(x: Tensor, piece: slice) -> Tensor:
+    kept = torch.zeros_like(x)
+    kept[:, piece] = x[:, piece]
+    return kept
+
+
+_Case = tuple[int, list[int], int, tuple[int, int, int]]
+_READERS: list[_Case] = [(3, [4, 3, 2], 3, (2, 5, 4)), (6, [2, 5], 1, (3, 4, 6))]
+
+
+def _call_contributions(answer: Any, name: str, case: _Case) -> Any:
+    outputs, widths, kernel, (images, height, width) = case
+    conv = _reader(outputs, sum(widths), kernel)
+    active = random_maps(images, sum(widths), height, width).clamp(min=0)
+    what = f"{name}(a {kernel}×{kernel} convolution, its maps, {widths})"
+    before = (conv.weight.detach().clone(), active.clone())
+    value = call_answer(
+        what,
+        answer,
+        conv,
+        active,
+        widths,
+        hint="The convolution wants as many maps as ever, whatever is in them: do the sizes fit?",
+    )
+    return what, value, conv, active, before
+
+
+@as_check
+def contributions_side_effects(answer: Any) -> str:
+    """Measuring contributions changes neither maps nor weights and records no graph."""
+    name = require_own(answer, FunctionType)
+    what, value, conv, active, (weight, maps) = _call_contributions(answer, name, _READERS[0])
+    require(
+        same_values(active, maps),
+        f"{what} changes the maps that it was given, so the next source is measured on what is "
+        "left of them.\nLook at what you write into.",
+    )
+    require(
+        same_values(conv.weight.detach(), weight),
+        f"{what} changes the weights of the convolution.\nMeasuring is looking.",
+    )
+    require(
+        not require_tensor(value, what).requires_grad,
+        f"{what} records a graph.\nNobody will call backward() on a measurement: look for the "
+        "context that says so.",
+    )
+    return f"{name} leaves maps and weights alone"
+
+
+@as_check
+def contributions_values(answer: Any) -> str:
+    """A contribution is the mean absolute value of what one source adds to the output."""
+    name = require_own(answer, FunctionType)
+    for case in _READERS:
+        what, value, conv, _, (weight, x) = _call_contributions(answer, name, case)
+        pieces, whole = _columns(case[1]), _convolve(conv, x)
+        _require_shape(
+            value,
+            (len(pieces),),
+            what,
+            "One number for each source.",
+            {
+                (): "One number for each source, not one for all of them.",
+                (x.shape[1],): "One number for each *source*, not for each map.",
+                (len(pieces), *whole.shape): "What each source adds is right there: look at what "
+                "is to be taken of it.",
+            },
+        )
+        added = [_convolve(conv, _only(x, piece)) for piece in pieces]
+        rest = [whole - part for part in added]
+        signed = torch.stack([part.mean() for part in added])
+
+        def means(parts: Sequence[Tensor]) -> Tensor:
+            return torch.stack([part.abs().mean() for part in parts])
+
+        begin = [slice(0, piece.stop - piece.start) for piece in pieces]
+        require_values(
+            value.double(),
+            means(added),
+            what,
+            [
+                (
+                    means(rest),
+                    "this is what all the *other* sources add.\nLook at which maps are set to "
+                    "zero, and which stay.",
+                ),
+                *(
+                    (
+                        wrong,
+                        "values of opposite sign cancel.\nDoes a source that adds 5 here and takes "
+                        "5 away there add nothing?",
+                    )
+                    for wrong in (signed, signed.abs())
+                ),
+                (
+                    torch.stack([whole.abs().mean() - part.abs().mean() for part in rest]),
+                    "two mean sizes are subtracted.\nTake the difference of the outputs first, "
+                    "pixel by pixel, and its size then.",
+                ),
+                (
+                    _strength(weight, case[1]) * torch.stack([x[:, p].mean() for p in pieces]),
+                    "the mean weight is multiplied by the mean value.\nA sum of many products, "
+                    "some of them negative, is not as large as that: let the convolution do it.",
+                ),
+                (
+                    torch.stack([part.abs().sum() for part in added]),
+                    "this is a sum, and grows with the number of images and pixels.\nThe question "
+                    "asks for a mean.",
+                ),
+                (
+                    means([part.clamp(min=0) for part in added]),
+                    "a ReLU follows the convolution.\nWhat a source takes away counts, too.",
+                ),
+                (
+                    torch.stack([part.square().mean().sqrt() for part in added]),
+                    "this is the root of the mean square.\nThe question asks for the mean absolute "
+                    "value.",
+                ),
+                (
+                    means(list(accumulate(added))),
+                    "the sources before it are read, too.\nLook at where a source's columns begin.",
+                ),
+                (
+                    means([_convolve(conv, _only(x, slice(p.start, None))) for p in pieces]),
+                    "the sources behind it are read, too.\nLook at where a source's columns end.",
+                ),
+                (
+                    means([_convolve(conv, _only(x, piece)) for piece in begin]),
+                    "every source is looked for at column 0.\nWho moves the beginning on?",
+                ),
+                (
+                    means([F.conv2d(x[:, p], weight[:, p]) for p in pieces]),
+                    "the convolution is not padded, so the pixels at the edge are missing.\nLook "
+                    "at how the reader's own convolution treats them.",
+                ),
+                (
+                    means(added) / means([whole])[0],
+                    "these are shares of the whole output.\nThe question asks for the size itself.",
+                ),
+            ],
+            "the contributions are wrong.\nWhat does the convolution give if all maps but those of "
+            "one source are zero?",
+        )
+    return f"{name} measures what each source adds"
+
+
+def _matrix(weights: Sequence[Tensor]) -> Tensor:
+    widths = _widths([weight.shape[1] for weight in weights])
+    matrix = torch.full((len(weights), len(weights)), torch.nan)
+    for column, weight in enumerate(weights):
+        matrix[: column + 1, column] = _strength(weight, widths[: column + 1])
+    return matrix
+
+
+def _require_gaps(value: Tensor, right: Tensor, what: str) -> None:
+    """Require NaN where there is no connection, and nowhere else."""
+    gaps, expected = value.isnan(), right.isnan()
+    if torch.equal(gaps, expected):
+        return
+    require(
+        bool(gaps.any()),
+        f"{what} has a number where there is no connection.\nA 0 would say: it could read, and "
+        "does not. What stands in the chapter's matrix there?",
+    )
+    require(not bool(gaps.all()), f"{what} is NaN everywhere.\nWhich operation does NaN spread in?")
+    require(
+        not torch.equal(gaps, expected.T),
+        f"{what} has its numbers below the diagonal.\nWhich of the two, source or reader, has the "
+        "rows?",
+    )
+    raise AssertionError(
+        f"{what} has its NaN in the wrong places.\nHow many sources does reader t read, and which "
+        "are they?"
+    )
+
+
+@as_check
+def block_matrix(answer: Any) -> str:
+    """Row s, column t - 1 of the matrix is the strength of source s for reader t."""
+    name = require_own(answer, FunctionType)
+    shapes: list[list[tuple[int, ...]]] = [
+        [(3, 5, 3, 3), (2, 8, 3, 3), (4, 10, 3, 3), (7, 14)],
+        [(8, 4, 1, 1), (8, 6, 1, 1), (4, 8, 1, 1)],
+        [(3, 4)],
+    ]
+    for block in shapes:
+        weights = [nn.Parameter(torch.randn(*shape)) for shape in block]
+        right, n = _matrix(weights), len(weights)
+        what = f"{name}(weights of {n} reader{'s' if n > 1 else ''})"
+        value = call_answer(
+            what,
+            answer,
+            weights,
+            hint="Reader t reads the first t sources only: how many widths does it need?",
+        )
+        _require_shape(
+            value,
+            (n, n),
+            what,
+            "How many sources are there, and how many readers?",
+            {
+                (n - 1, n - 1): "What follows the block is a reader, too.",
+                (n, n - 1): "What follows the block is a reader, too.",
+                (n + 1, n + 1): "How many sources does the last reader read?",
+            },
+        )
+        _require_gaps(value, right, what)
+        flipped = torch.full_like(right, torch.nan)
+        for column in range(n):
+            flipped[: column + 1, column] = right[: column + 1, column].flip(0)
+        require_values(
+            value.detach().to(right.dtype).nan_to_num(-1),
+            right.nan_to_num(-1),
+            what,
+            [
+                (
+                    flipped.nan_to_num(-1),
+                    "the newest source stands in the top row.\nThe top row is x_0.",
+                ),
+                (
+                    (100 * right / right.nan_to_num(0).amax(dim=0)).nan_to_num(-1),
+                    "these are percents already.\nLook at which of the two functions makes them.",
+                ),
+            ],
+            "the strengths are wrong, or not where they should be.\nPrint the strengths of reader "
+            "2 alone, and look for them in the matrix.",
+        )
+    return f"{name} has a number for every connection, and NaN elsewhere"
+
+
+@as_check
+def reader_percent(answer: Any) -> str:
+    """In every column the strongest connection becomes 100, and NaN stays NaN."""
+    name = require_own(answer, FunctionType)
+    for readers in (4, 2, 1):
+        matrix = (torch.rand(readers, readers) + 0.1).triu()
+        matrix[matrix == 0] = torch.nan
+        before, filled = matrix.clone(), matrix.nan_to_num(0)
+        what = f"{name}(a matrix of {readers} reader{'s' if readers > 1 else ''})"
+        value = call_answer(what, answer, matrix)
+        require(
+            same_values(matrix.nan_to_num(-1), before.nan_to_num(-1)),
+            f"{what} changes the matrix that it was given.\nThe strengths are still wanted: make a "
+            "new matrix.",
+        )
+        right = 100 * before / filled.amax(dim=0)
+        _require_shape(value, (readers, readers), what, "One percent for each strength.")
+        mistakes = [
+            (
+                100 * before / filled.max(),
+                "all are percents of the block's strongest connection.\nIn the chapter, what is "
+                "100 % in each column?",
+            ),
+            (
+                100 * before / filled.amax(dim=1, keepdim=True),
+                "each *source's* strongest connection is 100 %.\nWhich of the two, rows or "
+                "columns, are the readers?",
+            ),
+            (
+                100 * before / filled.amax(dim=1),
+                "the columns are divided by what belongs to the rows.\nLook at the axis of the "
+                "maximum.",
+            ),
+            (right / 100, "these are shares from 0 to 1.\nThe question asks for percents."),
+            (
+                100 * before / filled.sum(dim=0),
+                "each column adds up to 100.\nThe chapter compares with the strongest, not with "
+                "the sum.",
+            ),
+            (
+                100 * before / before.nanmean(dim=0),
+                "each column is compared with its mean.\nWhat is 100 % in the chapter?",
+            ),
+            (
+                100 * before / before.diagonal(),
+                "each column is compared with its newest source.\nWhich one is the strongest?",
+            ),
+            (
+                100 * before / before[0],
+                "each column is compared with x_0.\nWhich one is the strongest?",
+            ),
+        ]
+        _require_gaps(value, right, what)
+        require_values(
+            value.to(right.dtype).nan_to_num(-1),
+            right.nan_to_num(-1),
+            what,
+            [(wrong.nan_to_num(-1), message) for wrong, message in mistakes],
+            "the percents are wrong.\nTake one column by itself: what does it have to be divided "
+            "by, so that its largest number becomes 100?",
+        )
+    return f"{name} compares each reader with its own strongest connection"
+
+
+class _Survey:
+    """A weight and a loss that depends on it, in which sources interact."""
+
+    widths = (4, 3, 2)
+
+    def __init__(self) -> None:
+        self.weight = _parameter(3, sum(self.widths), 3, 3)
+        self.before = self.weight.detach().clone()
+        self.factors = random_maps(2, *self.weight.shape)
+
+    def of(self, weight: Tensor) -> float:
+        first, second = (self.factors * weight.detach()).flatten(1).sum(dim=1)
+        return float(first**2 + second)
+
+    def loss(self) -> float:
+        return self.of(self.weight)
+
+    def without(self, pieces: Sequence[slice]) -> float:
+        weight = self.before.clone()
+        for piece in pieces:
+            weight[:, piece] = 0
+        return self.of(weight)
+
+
+def _call_rises(answer: Any, name: str, survey: _Survey) -> tuple[str, Any]:
+    what = f"{name}(weight, {survey.widths}, loss)"
+    result = call_answer(
+        what,
+        answer,
+        survey.weight,
+        survey.widths,
+        survey.loss,
+        hint="Mend only what is broken: the rest of the function ran.",
+    )
+    hint = "Is a `return` missing?" if result is None else "The question asks for a list of floats."
+    require(
+        type(result) in (list, tuple) and all(type(value) in (int, float) for value in result),
+        f"{what} does not give a list of numbers.\n{hint}",
+    )
+    require(
+        len(result) == len(survey.widths),
+        f"{what} gives {len(result)} numbers.\nThere is one for each source.",
+    )
+    return what, result
+
+
+@as_check
+def rises_side_effects(answer: Any) -> str:
+    """After the survey the weight is what it was before."""
+    name, survey = require_own(answer, FunctionType), _Survey()
+    _call_rises(answer, name, survey)
+    after = survey.weight.detach()
+    zeros = bool((after == 0).any())
+    require(
+        torch.equal(after, survey.before) and survey.weight.requires_grad,
+        f"{name} leaves the network changed"
+        + (": some of its weights are 0 now" if zeros else "")
+        + ".\nWhat exactly is it that gets put back? Print it just before.",
+    )
+    return f"{name} gives the network back as it was"
+
+
+@as_check
+def rises_values(answer: Any) -> str:
+    """Each source is taken away by itself, and the loss is compared with the whole network's."""
+    name, survey = require_own(answer, FunctionType), _Survey()
+    what, result = _call_rises(answer, name, survey)
+    pieces = _columns(survey.widths)
+    whole = survey.without([])
+    right = [survey.without([piece]) - whole for piece in pieces]
+    added = [survey.without(pieces[: n + 1]) for n in range(len(pieces))]
+    rows = [survey.before.clone() for _ in pieces]
+    for weight, piece in zip(rows, pieces, strict=True):
+        weight[piece] = 0
+    mistakes = [
+        (
+            [value - whole for value in added],
+            "a source is taken away while those before it are still missing.\nWhat does the line "
+            "that should put it back write?",
+        ),
+        (
+            [after - before for before, after in pairwise([whole, *added])],
+            "each source is compared with the network that lacks those before it.\nThe question is "
+            "what *one* missing source does: compare with the whole network.",
+        ),
+        (
+            [0.0] * len(pieces),
+            "the loss never changes.\nWhose weight does `loss` look at, and whose has been set to "
+            "zero?",
+        ),
+        ([-value for value in right], "a loss that rises gets a negative number.\nMind the sign."),
+        (
+            [value + whole for value in right],
+            "these are losses, not their rises.\nWhat do you subtract?",
+        ),
+        (
+            [
+                survey.without([other for other in pieces if other != piece]) - whole
+                for piece in pieces
+            ],
+            "all sources *but* one are taken away.\nLook at what is set to zero.",
+        ),
+        (
+            [survey.without([slice(0, w)]) - whole for w in survey.widths],
+            "every source is looked for at column 0.\nWho moves the beginning on?",
+        ),
+        (
+            [survey.of(weight) - whole for weight in rows],
+            "outputs are taken away, not sources.\nWhich axis of a weight is its input?",
+        ),
+    ]
+    for wrong, message in mistakes:
+        require(not same_result(result, wrong), f"{what}: {message}")
+    require(
+        same_result(result, right),
+        f"{what}: the rises are wrong.\nMend only what is broken: what is taken away, and what the "
+        "loss is compared with, was right.",
+    )
+    return f"{name} takes away one source at a time"
