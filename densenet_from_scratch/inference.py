@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from densenet_from_scratch.dense import BottleneckLayer, DenseLayer
@@ -31,7 +33,8 @@ def can_infer(network: Any, x: Tensor) -> bool:
     """Say whether :func:`infer` may run a DenseNet instead of its modules.
 
     It may in evaluation without gradients, where nobody can tell the difference: no hook waits
-    inside, no compiler or tracer records, no autocast chooses types, every part is of its own kind.
+    inside, no compiler or tracer records, no transform of torch.func or forward-mode derivative is
+    under way, no autocast chooses types, every part is of its own kind.
     """
     if (
         network.training
@@ -42,6 +45,8 @@ def can_infer(network: Any, x: Tensor) -> bool:
         return False
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
+    if peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
+        return False  # both refuse operators with ``out``; there is no public way to ask
     if torch.is_autocast_enabled(x.device.type):
         return False
     if {type(block) for block in network.blocks} - set(BLOCK_TYPES.values()):

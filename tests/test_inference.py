@@ -7,6 +7,7 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
 from densenet_from_scratch import DenseNet, densenet121, from_torchvision, shared
@@ -139,6 +140,34 @@ def test_the_modules_run_where_the_difference_would_show(monkeypatch):
         assert used(network, monkeypatch, x.float())[1] == 0, "autocast chooses types"
     compiled = torch.compile(trained(), backend="eager", fullgraph=True)
     assert used(compiled, monkeypatch, x)[1] == 0, "a compiler records"
+
+
+def test_an_ensemble_runs_under_vmap():
+    """Several networks as one, as PyTorch's tutorial on ensembles does it."""
+    x, networks = images(), [trained() for _ in range(2)]
+    networks[1].classifier.bias.data.add_(1)
+    stacked = torch.func.stack_module_state(networks)
+
+    def run(parameters, buffers):
+        return torch.func.functional_call(networks[0], (parameters, buffers), (x,))
+
+    with torch.no_grad():
+        logits = torch.vmap(run)(*stacked)
+        expected = torch.stack([network(x) for network in networks])
+    torch.testing.assert_close(logits, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # PyTorch's own use of it
+def test_forward_mode_derivatives_are_right():
+    network, x, direction = trained(), images(), torch.randn_like(images())
+    step = 1e-6
+    with torch.no_grad():
+        _, found = torch.func.jvp(network, (x,), (direction,))
+        difference = (network(x + step * direction) - network(x - step * direction)) / (2 * step)
+        with forward_ad.dual_level():
+            dual = forward_ad.unpack_dual(network(forward_ad.make_dual(x, direction))).tangent
+    torch.testing.assert_close(found, difference, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(dual, found, rtol=1e-12, atol=1e-12)
 
 
 def test_a_hook_on_the_whole_network_keeps_the_fast_path(monkeypatch):
