@@ -122,11 +122,11 @@ def _run_layer(layer: Any, matrix: Tensor, like: Tensor, folded: Folded, scratch
         weight = (layer.conv1.weight.flatten(1) * scale[:, None]).T
         middle = matrix.new_empty(len(matrix), layer.conv1.out_channels)
         for rows in pieces(read):
-            a = activate(read[rows], *norm1, scratch)
+            a = activate(read[rows], *norm1, scratch(read[rows]))
             torch.addmm(shift, a, weight, out=middle[rows]).relu_()
         new = F.conv2d(as_maps(middle, like), layer.conv2.weight, padding=1)
     else:
-        a = activate(read, *norm1, scratch)
+        a = activate(read, *norm1, scratch(read))
         new = F.conv2d(as_maps(a, like), layer.conv1.weight, padding=1)
     matrix[:, end : end + new.shape[1]] = as_matrix(new)
 
@@ -135,5 +135,5 @@ def _pool(
     matrix: Tensor, like: Tensor, norm: tuple[Tensor, Tensor], scratch: Scratch, size: int
 ) -> Tensor:
     """Return BN, ReLU and average pooling of a block's maps: (N, C, H/size, W/size) or (N, C)."""
-    maps = as_maps(activate(matrix, *norm, scratch), like)
+    maps = as_maps(activate(matrix, *norm, scratch(matrix)), like)
     return F.avg_pool2d(maps, size) if size else maps.mean(dim=(2, 3))

@@ -112,9 +112,9 @@ def update_statistics(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> N
 # --- Activate: ReLU(γ x̂ + β), and what a layer does with it ---------------------------------------
 
 
-def activate(x_hat: Tensor, weight: Tensor, bias: Tensor, scratch: Scratch) -> Tensor:
-    """Return ReLU(γ x̂ + β) of a matrix, in ``scratch``."""
-    return torch.addcmul(bias, x_hat, weight, out=scratch(x_hat)).relu_()
+def activate(x_hat: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> Tensor:
+    """Return ReLU(γ x̂ + β) of a matrix, in ``out``."""
+    return torch.addcmul(bias, x_hat, weight, out=out).relu_()
 
 
 def activate_backward(
@@ -158,7 +158,7 @@ class Kept(NamedTuple):
 def basic(x_hat: Tensor, like: Tensor, layer: DenseLayer, values: Sequence[Tensor]) -> Tensor:
     """Run ReLU and conv3×3 of a basic layer on its columns of X̂; return the new maps."""
     norm_weight, norm_bias, conv = values
-    a = activate(x_hat, norm_weight, norm_bias, Scratch(x_hat))
+    a = activate(x_hat, norm_weight, norm_bias, torch.empty_like(x_hat))
     return F.conv2d(as_maps(a, like), conv, padding=1)
 
 
@@ -167,7 +167,7 @@ def basic_backward(
 ) -> list[Tensor]:
     """Add to Ĝ; return the gradients of a basic layer's parameters."""
     norm_weight, norm_bias, conv = values
-    a = activate(x_hat, norm_weight, norm_bias, Scratch(x_hat))
+    a = activate(x_hat, norm_weight, norm_bias, torch.empty_like(x_hat))
     grad_a, grad_conv = conv3x3_backward(gradient, as_maps(a, gradient), conv)
     grad_norm = activate_backward(as_matrix(grad_a), a, x_hat, norm_weight, total)
     return [*grad_norm, grad_conv]
@@ -180,7 +180,7 @@ def through_conv1(
     norm_weight, norm_bias, conv, *_ = values
     out = x_hat.new_empty(len(x_hat), len(conv))
     for rows in pieces(x_hat):
-        a = activate(x_hat[rows], norm_weight, norm_bias, scratch)
+        a = activate(x_hat[rows], norm_weight, norm_bias, scratch(x_hat[rows]))
         if minus is None:
             torch.mm(a, conv.flatten(1).T, out=out[rows])
         else:
@@ -219,7 +219,7 @@ def bottleneck_backward(
     scale = norm2_weight * inverse
     h = torch.empty_like(z)  # what conv2 has read
     for rows in pieces(z):
-        torch.addcmul(norm2_bias, z[rows], scale, out=h[rows]).relu_()
+        activate(z[rows], scale, norm2_bias, h[rows])
     grad_maps, grad_conv2 = conv3x3_backward(gradient, as_maps(h, gradient), conv2)
     grad_h, matrix = as_matrix(grad_maps), conv1.flatten(1)
 
@@ -237,7 +237,7 @@ def bottleneck_backward(
     norm1 = norm1_weight.new_zeros(2, len(norm1_weight))
     for rows in pieces(x_hat):
         grad_z = grad_h[rows].mul_(scale).addcmul_(z[rows], slope).add_(shift)
-        a = activate(x_hat[rows], norm1_weight, norm1_bias, scratch[0])
+        a = activate(x_hat[rows], norm1_weight, norm1_bias, scratch[0](x_hat[rows]))
         grad_conv1.addmm_(grad_z.T, a)
         grad_a = torch.mm(grad_z, matrix, out=scratch[1](a))
         norm1 += activate_backward(grad_a, a, x_hat[rows], norm1_weight, total[rows])
@@ -368,7 +368,8 @@ class ActivateAndPool(torch.autograd.Function):
         ctx.size = size
         scratch, parts = Scratch(x_hat), []
         for images in _images(x_hat):
-            a = activate(as_matrix(x_hat[images]), weight, bias, scratch)
+            part = as_matrix(x_hat[images])
+            a = activate(part, weight, bias, scratch(part))
             a_maps = as_maps(a, x_hat[images])
             parts.append(F.avg_pool2d(a_maps, size) if size else a_maps.mean(dim=(2, 3)))
         return torch.cat(parts)
@@ -385,7 +386,7 @@ class ActivateAndPool(torch.autograd.Function):
         grad_norm = torch.zeros(2, len(weight), dtype=weight.dtype, device=weight.device)
         for images in _images(x_hat):
             like, part = x_hat[images], gradient[images]
-            a = activate(as_matrix(like), weight, bias, scratch)
+            a = activate(as_matrix(like), weight, bias, scratch(as_matrix(like)))
             if size:
                 grad_a = aten.avg_pool2d_backward.default(
                     part, as_maps(a, like), [size, size], [], [0, 0], False, True, None

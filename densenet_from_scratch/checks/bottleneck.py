@@ -37,6 +37,11 @@ def mix_by_hand(conv: nn.Conv2d, x: Tensor) -> Tensor:
     return torch.einsum("om,nmhw->nohw", conv.weight[:, :, 0, 0], x)
 
 
+def mix_or_convolve_by_hand(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """A 1×1 convolution, or a 3×3 one with padding 1."""
+    return mix_by_hand(conv, x) if conv.kernel_size == (1, 1) else convolve_by_hand(conv, x)
+
+
 def _norm(layer: nn.Module, part: str, maps: int, where: str) -> nn.BatchNorm2d:
     name, norm = type(layer).__name__, getattr(layer, part, None)
     require(

@@ -177,11 +177,15 @@ def require_values(
 
 
 def require_shape(
-    value: Any, expected: tuple[int, ...], what: str, mistakes: Mapping[tuple[int, ...], str]
+    value: Any,
+    expected: tuple[int, ...],
+    what: str,
+    mistakes: Mapping[tuple[int, ...], str],
+    otherwise: str = "Look at which axis is which: (N, C, H, W).",
 ) -> None:
     """Require the expected shape; if it is that of a known mistake, say which."""
     shape = tuple(require_tensor(value, what).shape)
-    hint = mistakes.get(shape, "Look at which axis is which: (N, C, H, W).")
+    hint = mistakes.get(shape, otherwise)
     require(shape == expected, f"{what} has shape {shape}, which is not as asked.\n{hint}")
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densenet_from_scratch.checks.bottleneck import mix_by_hand
+from densenet_from_scratch.checks.bottleneck import mix_by_hand, mix_or_convolve_by_hand
 from densenet_from_scratch.checks.common import (
     as_check,
     build_answer,
@@ -25,7 +25,6 @@ from densenet_from_scratch.checks.common import (
     same_values,
 )
 from densenet_from_scratch.checks.layers import (
-    convolve_by_hand,
     layer_list,
     normalise_by_hand,
     require_gradients,
@@ -472,12 +471,8 @@ def _build(
     return module, given, aggregate
 
 
-def _by_hand(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    return mix_by_hand(conv, x) if conv.kernel_size == (1, 1) else convolve_by_hand(conv, x)
-
-
 def _run_layer(layer: ConvLayer, x: Tensor) -> Tensor:
-    return normalise_by_hand(layer.norm, _by_hand(layer.conv, x)).clamp(min=0)
+    return normalise_by_hand(layer.norm, mix_or_convolve_by_hand(layer.conv, x)).clamp(min=0)
 
 
 def _run(layers: Sequence[ConvLayer], aggregate: ConvLayer, identity: bool, x: Tensor) -> Tensor:
@@ -571,8 +566,10 @@ def _mistakes(
     ]
     raw, linear = [x], [x]
     for layer in layers:
-        raw.append(_by_hand(layer.conv, raw[-1]))
-        linear.append(normalise_by_hand(layer.norm, _by_hand(layer.conv, linear[-1])))
+        raw.append(mix_or_convolve_by_hand(layer.conv, raw[-1]))
+        linear.append(
+            normalise_by_hand(layer.norm, mix_or_convolve_by_hand(layer.conv, linear[-1]))
+        )
     whole = "Look at what you call: the whole layer?"
     found += [
         (finish(raw), f"only the layers' convolutions run.\n{whole}"),

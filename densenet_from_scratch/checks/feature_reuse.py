@@ -1,6 +1,6 @@
 """Checks of the exercises of chapter 9."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from types import FunctionType
 from typing import Any
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from densenet_from_scratch.checks.bottleneck import mix_or_convolve_by_hand
 from densenet_from_scratch.checks.common import (
     as_check,
     call_answer,
@@ -16,30 +17,18 @@ from densenet_from_scratch.checks.common import (
     require,
     require_own,
     require_results,
+    require_shape,
     require_tensor,
     require_values,
     same_result,
     same_values,
 )
-from densenet_from_scratch.checks.layers import convolve_by_hand
 
 
 def _columns(widths: Sequence[int]) -> list[slice]:
     """The columns of each source, the oldest first."""
     ends = list(accumulate(widths))
     return [slice(end - width, end) for end, width in zip(ends, widths, strict=True)]
-
-
-def _require_shape(
-    value: Any,
-    expected: tuple[int, ...],
-    what: str,
-    otherwise: str,
-    mistakes: Mapping[tuple[int, ...], str] | None = None,
-) -> None:
-    shape = tuple(require_tensor(value, what).shape)
-    hint = (mistakes or {}).get(shape, otherwise)
-    require(shape == expected, f"{what} has shape {shape}, which is not as asked.\n{hint}")
 
 
 def _widths(inputs: list[int]) -> list[int]:
@@ -132,7 +121,7 @@ def oldest_first(answer: Any) -> str:
             f"{what} changes the weight that it was given.\nIt belongs to somebody's network: make "
             "a new one.",
         )
-        _require_shape(value, shape, what, "It is the same weight, in another order of axis 1.")
+        require_shape(value, shape, what, {}, "It is the same weight, in another order of axis 1.")
         wrong_order = [c for piece in reversed(_columns(widths)) for c in range(9)[piece]]
         inside = [c for piece in pieces for c in reversed(range(9)[piece])]
         require_values(
@@ -192,12 +181,12 @@ def _measure_strength(
         "in place?",
     )
     inputs, outputs = weight.shape[1], weight.shape[0]
-    _require_shape(
+    require_shape(
         value,
         (len(widths),),
         what,
-        "One number for each source.",
-        {
+        otherwise="One number for each source.",
+        mistakes={
             (): "One number for each source, not one for all of them.",
             (inputs,): "One number for each *source*, not for each map.",
             (outputs, len(widths)): "The outputs are still apart: the mean is over them, too.",
@@ -349,12 +338,6 @@ def _reader(outputs: int, inputs: int, kernel: int) -> nn.Conv2d:
     return conv
 
 
-def _convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    if conv.kernel_size == (3, 3):
-        return convolve_by_hand(conv, x).detach()
-    return torch.einsum("oc,nchw->nohw", conv.weight[:, :, 0, 0], x).detach()
-
-
 def _only(x: Tensor, piece: slice) -> Tensor:
     kept = torch.zeros_like(x)
     kept[:, piece] = x[:, piece]
@@ -410,20 +393,20 @@ def contributions_values(answer: Any) -> str:
     name = require_own(answer, FunctionType)
     for case in _READERS:
         what, value, conv, _, (weight, x) = _call_contributions(answer, name, case)
-        pieces, whole = _columns(case[1]), _convolve(conv, x)
-        _require_shape(
+        pieces, whole = _columns(case[1]), mix_or_convolve_by_hand(conv, x).detach()
+        require_shape(
             value,
             (len(pieces),),
             what,
-            "One number for each source.",
-            {
+            otherwise="One number for each source.",
+            mistakes={
                 (): "One number for each source, not one for all of them.",
                 (x.shape[1],): "One number for each *source*, not for each map.",
                 (len(pieces), *whole.shape): "What each source adds is right there: look at what "
                 "is to be taken of it.",
             },
         )
-        added = [_convolve(conv, _only(x, piece)) for piece in pieces]
+        added = [mix_or_convolve_by_hand(conv, _only(x, piece)).detach() for piece in pieces]
         rest = [whole - part for part in added]
         signed = torch.stack([part.mean() for part in added])
 
@@ -478,11 +461,18 @@ def contributions_values(answer: Any) -> str:
                     "the sources before it are read, too.\nLook at where a source's columns begin.",
                 ),
                 (
-                    means([_convolve(conv, _only(x, slice(p.start, None))) for p in pieces]),
+                    means(
+                        [
+                            mix_or_convolve_by_hand(conv, _only(x, slice(p.start, None))).detach()
+                            for p in pieces
+                        ]
+                    ),
                     "the sources behind it are read, too.\nLook at where a source's columns end.",
                 ),
                 (
-                    means([_convolve(conv, _only(x, piece)) for piece in begin]),
+                    means(
+                        [mix_or_convolve_by_hand(conv, _only(x, piece)).detach() for piece in begin]
+                    ),
                     "every source is looked for at column 0.\nWho moves the beginning on?",
                 ),
                 (
@@ -550,12 +540,12 @@ def block_matrix(answer: Any) -> str:
             weights,
             hint="Reader t reads the first t sources only: how many widths does it need?",
         )
-        _require_shape(
+        require_shape(
             value,
             (n, n),
             what,
-            "How many sources are there, and how many readers?",
-            {
+            otherwise="How many sources are there, and how many readers?",
+            mistakes={
                 (n - 1, n - 1): "What follows the block is a reader, too.",
                 (n, n - 1): "What follows the block is a reader, too.",
                 (n + 1, n + 1): "How many sources does the last reader read?",
@@ -601,7 +591,7 @@ def reader_percent(answer: Any) -> str:
             "new matrix.",
         )
         right = 100 * before / filled.amax(dim=0)
-        _require_shape(value, (readers, readers), what, "One percent for each strength.")
+        require_shape(value, (readers, readers), what, {}, "One percent for each strength.")
         mistakes = [
             (
                 100 * before / filled.max(),

@@ -335,14 +335,19 @@ def _features(gradient: bool = False) -> list[Tensor]:
 _LIST = "forward gets a list of maps: look at what you hand on, and how."
 
 
+def _parts_of(layer: nn.Module) -> tuple[nn.BatchNorm2d, nn.Conv2d, nn.BatchNorm2d, nn.Conv2d]:
+    parts = dict(layer.named_children())
+    norm1, conv1, norm2, conv2 = (parts[p] for p in ("norm1", "conv1", "norm2", "conv2"))
+    assert isinstance(norm1, nn.BatchNorm2d) and isinstance(norm2, nn.BatchNorm2d)
+    assert isinstance(conv1, nn.Conv2d) and isinstance(conv2, nn.Conv2d)
+    return norm1, conv1, norm2, conv2
+
+
 @as_check
 def checkpointed_layer_values(answer: Any) -> str:
     """The layer makes the maps of a bottleneck layer, and leaves its list alone."""
     layer = _build(answer)
-    name, parts = type(layer).__name__, dict(layer.named_children())
-    norm1, conv1, norm2, conv2 = (parts[p] for p in ("norm1", "conv1", "norm2", "conv2"))
-    assert isinstance(norm1, nn.BatchNorm2d) and isinstance(norm2, nn.BatchNorm2d)
-    assert isinstance(conv1, nn.Conv2d) and isinstance(conv2, nn.Conv2d)
+    name, (norm1, conv1, norm2, conv2) = type(layer).__name__, _parts_of(layer)
 
     def second(z: Tensor) -> Tensor:
         return convolve_by_hand(conv2, normalise_by_hand(norm2, z).clamp(min=0))
@@ -418,10 +423,7 @@ class _FromOneTensor(nn.Module):
 def checkpointed_layer_gradient(answer: Any) -> str:
     """Checkpointing changes no gradient."""
     layer = _build(answer)
-    name, parts = type(layer).__name__, dict(layer.named_children())
-    norm1, conv1, norm2, conv2 = (parts[p] for p in ("norm1", "conv1", "norm2", "conv2"))
-    assert isinstance(norm1, nn.BatchNorm2d) and isinstance(norm2, nn.BatchNorm2d)
-    assert isinstance(conv1, nn.Conv2d) and isinstance(conv2, nn.Conv2d)
+    name, (norm1, conv1, norm2, conv2) = type(layer).__name__, _parts_of(layer)
 
     def expected(x: Tensor) -> Tensor:
         z = mix_by_hand(conv1, normalise_by_hand(norm1, x).clamp(min=0))
