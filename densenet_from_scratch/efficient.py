@@ -31,6 +31,8 @@ from densenet_from_scratch.dense import BottleneckLayer, DenseBlock, DenseLayer
 from densenet_from_scratch.shared import (
     ActivateAndPool,
     SharedNormalisation,
+    are_as_built,
+    is_as_built,
     memory_format,
     update_statistics,
 )
@@ -183,12 +185,10 @@ class SharedBlock(CheckpointedBlock):
 
     def can_share(self, *readers: nn.BatchNorm2d) -> bool:
         """Say whether one x̂ serves all layers and the ``readers`` of the block's output."""
-        parts = [part for layer in self.layers for part in (layer, *layer.children())]
-        own = (DenseLayer, BottleneckLayer, nn.BatchNorm2d, nn.Conv2d)
-        if not all(type(part) in own for part in (*parts, *readers)):
+        if not are_as_built(self.layers) or {*map(type, readers)} - {nn.BatchNorm2d}:
             return False  # such as SyncBatchNorm, or a weight that is computed from others
         layers: list[Any] = list(self.layers)
-        norms = [part for part in (*parts, *readers) if isinstance(part, nn.BatchNorm2d)]
+        norms = [part for part in self.modules() if isinstance(part, nn.BatchNorm2d)] + [*readers]
         same = {norm.eps for norm in (*(layer.norm1 for layer in layers), *readers)}
         return len(same) == 1 and all(norm.training and norm.affine for norm in norms)
 
@@ -255,7 +255,7 @@ def block_and_transition(block: DenseBlock, transition: Transition, x: Tensor) -
         transition: what follows it.
         x: (N, k_0, H, W).
     """
-    reads_x_hat = type(transition) is Transition
+    reads_x_hat = is_as_built(transition)
     if reads_x_hat and isinstance(block, SharedBlock) and block.can_share(transition.norm):
         return transition.conv(block.pooled(x, transition.norm, size=2))
     return transition(block(x))

@@ -9,22 +9,34 @@ A block's maps stand in one matrix with a pixel in each row and a channel in eac
 reads the first columns and writes the next k, so nothing is concatenated; it never stores its
 normalised input as a whole, but goes through the rows in pieces that stay in the cache. Transitions
 pool before their 1×1 convolution, which is the same sum with a quarter of the products, and write
-straight into the next block's matrix.
+straight into the next block's matrix. For small images the time goes into calling operations
+rather than into their work, so there are few of them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 from torch.nn import functional as F
+from torch.nn.modules.module import _has_any_global_hook
 
-from densenet_from_scratch.dense import BottleneckLayer, DenseLayer
+from densenet_from_scratch.dense import BottleneckLayer
 from densenet_from_scratch.efficient import BLOCK_TYPES
-from densenet_from_scratch.shared import Scratch, activate, as_maps, as_matrix, pieces
-from densenet_from_scratch.transition import Transition
+from densenet_from_scratch.shared import (
+    PIECE,
+    Scratch,
+    activate,
+    are_as_built,
+    as_maps,
+    as_matrix,
+    in_pieces,
+    is_as_built,
+    pieces,
+)
 
 Folded = Mapping[nn.BatchNorm2d, tuple[Tensor, Tensor]]
 
@@ -34,7 +46,7 @@ def can_infer(network: Any, x: Tensor) -> bool:
 
     It may in evaluation without gradients, where nobody can tell the difference: no hook waits
     inside, no compiler or tracer records, no transform of torch.func or forward-mode derivative is
-    under way, no autocast chooses types, every part is of its own kind.
+    under way, no autocast chooses types, every part is as it was built.
     """
     if (
         network.training
@@ -47,23 +59,21 @@ def can_infer(network: Any, x: Tensor) -> bool:
         return False
     if peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
         return False  # both refuse operators with ``out``; there is no public way to ask
-    if torch.is_autocast_enabled(x.device.type):
+    if torch.is_autocast_enabled(x.device.type) or _has_any_global_hook():
         return False
     if {type(block) for block in network.blocks} - set(BLOCK_TYPES.values()):
         return False
-    if {type(transition) for transition in network.transitions} - {Transition}:
+    if type(network.norm) is not nn.BatchNorm2d or not (
+        all(are_as_built(block.layers) for block in network.blocks)
+        and all(map(is_as_built, network.transitions))
+    ):
         return False
-    inside = {DenseLayer, BottleneckLayer, Transition, nn.BatchNorm2d, nn.Conv2d, nn.ModuleList}
-    own: set[Any] = inside | set(BLOCK_TYPES.values())
-    parts = [*network.blocks.modules(), *network.transitions.modules(), network.norm]
-    for part in parts:
-        if type(part) not in own or part._forward_hooks or part._forward_pre_hooks:
-            return False
-        if isinstance(part, nn.BatchNorm2d) and (
-            part.training or part.running_mean is None or not part.affine
-        ):
-            return False
-    return True
+    owners = [*chain(*(block.layers for block in network.blocks)), *network.transitions]
+    parts = [network.norm, *chain(*(owner._modules.values() for owner in owners))]
+    if any(type(part) is nn.BatchNorm2d and not _is_linear(part) for part in parts):
+        return False
+    watched = (*network.blocks, *owners, *parts)
+    return not any(part._forward_hooks or part._forward_pre_hooks for part in watched)
 
 
 def scales_and_shifts(norms: Sequence[nn.BatchNorm2d]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -71,12 +81,39 @@ def scales_and_shifts(norms: Sequence[nn.BatchNorm2d]) -> Iterator[tuple[Tensor,
 
     They are computed for all norms together: a few long operations instead of many short ones.
     """
-    variances: list[Any] = [norm.running_var + norm.eps for norm in norms]  # type: ignore[operator]
-    means: list[Any] = [norm.running_mean for norm in norms]
-    scale = torch.cat(variances).rsqrt_().mul_(torch.cat([norm.weight for norm in norms]))
-    shift = torch.cat([norm.bias for norm in norms]).addcmul_(torch.cat(means), scale, value=-1)
-    widths = [norm.num_features for norm in norms]
+    parts: list[Any] = list(norms)
+    widths = [part.num_features for part in parts]
+    scale = torch.cat([part.running_var for part in parts])
+    eps = scale.new_tensor([part.eps for part in parts])
+    scale += eps.repeat_interleave(torch.tensor(widths, device=scale.device))
+    scale.rsqrt_().mul_(torch.cat([part.weight for part in parts]))
+    shift = torch.cat([part.bias for part in parts])
+    shift.addcmul_(torch.cat([part.running_mean for part in parts]), scale, value=-1)
     return zip(scale.split(widths), shift.split(widths), strict=True)
+
+
+class Space(NamedTuple):
+    """Some maps of a block, seen in two ways in the same memory."""
+
+    matrix: Tensor
+    """(NHW, C)"""
+    maps: Tensor
+    """(N, C, H, W)"""
+
+
+def _spaces(memory: Scratch, like: Tensor, channels: Sequence[int]) -> tuple[list[Space], Scratch]:
+    """Return room for such maps with other numbers of channels, and for the piece at hand.
+
+    It is all one piece of memory, and the same for all blocks, so that the system need not find
+    and clear new memory for each.
+    """
+    rows = like.numel() // like.shape[1]
+    sizes = [*(rows * width for width in channels), torch.get_num_threads() * PIECE]
+    *parts, rest = memory.take(sum(sizes)).split(sizes)
+    matrices = [part.view(rows, width) for part, width in zip(parts, channels, strict=True)]
+    scratch = Scratch(rest)
+    scratch.memory = rest
+    return [Space(matrix, as_maps(matrix, like)) for matrix in matrices], scratch
 
 
 def infer(network: Any, x: Tensor) -> Tensor:
@@ -86,54 +123,86 @@ def infer(network: Any, x: Tensor) -> Tensor:
         network: a :class:`~densenet_from_scratch.DenseNet` for which :func:`can_infer` holds.
         x: checked images.
     """
-    stages = [*map(_norms, network.blocks), *([t.norm] for t in network.transitions)]
-    norms = [*(norm for stage in stages for norm in stage), network.norm]
-    folded = dict(zip(norms, scales_and_shifts(norms), strict=True))
+    x = x.contiguous(memory_format=torch.channels_last)
+    owners = [*chain(*(block.layers for block in network.blocks)), *network.transitions]
+    norms = [*chain(*map(_norms, owners)), network.norm]
+    stem, split_stem = network.stem, _is_split(network.stem)
+    maps = stem.conv(x) if split_stem else stem(x)
+    memory = Scratch(x)
+    with torch.inference_mode():  # spares each operation its bookkeeping for autograd
+        norms += [stem.norm] if split_stem else []
+        folded = dict(zip(norms, scales_and_shifts(norms), strict=True))
+        if split_stem:
+            _activate_all(as_matrix(maps), folded[stem.norm])
+            maps = stem.pool(maps)
+        for index, block in enumerate(network.blocks):
+            channels = (block.out_channels, block.layers[0].conv1.out_channels)
+            if index == 0:
+                (every, middle), scratch = _spaces(memory, maps, channels)
+                every.maps[:, : maps.shape[1]] = maps
+            else:
+                transition = network.transitions[index - 1]
+                pooled = _pool(every, folded[transition.norm], size=2)
+                (every, middle), scratch = _spaces(memory, pooled, channels)
+                weight = transition.conv.weight.flatten(1)
+                torch.mm(as_matrix(pooled), weight.T, out=every.matrix[:, : len(weight)])
+            for layer in block.layers:
+                _run_layer(layer, every, middle, folded, scratch)
+        features = _pool(every, folded[network.norm], size=0)
+    return network.classifier(features.clone())  # a tensor like any other again
 
-    maps, scratch = network.stem(x.contiguous(memory_format=torch.channels_last)), Scratch(x)
-    for index, block in enumerate(network.blocks):
-        if index == 0:
-            entering, size = as_matrix(maps), maps.shape[1]
-            matrix = maps.new_empty(len(entering), block.out_channels)
-            matrix[:, :size] = entering
-        else:
-            transition = network.transitions[index - 1]
-            maps = _pool(matrix, maps, folded[transition.norm], scratch, size=2)
-            weight = transition.conv.weight.flatten(1)
-            entering = as_matrix(maps)
-            matrix = maps.new_empty(len(entering), block.out_channels)
-            torch.mm(entering, weight.T, out=matrix[:, : len(weight)])
-        for layer in block.layers:
-            _run_layer(layer, matrix, maps, folded, scratch)
-    return network.classifier(_pool(matrix, maps, folded[network.norm], scratch, size=0))
+
+def _is_split(stem: Any) -> bool:
+    """Say whether a stem is convolution, BN, ReLU and pooling, and nobody looks at its parts."""
+    parts = [stem, *stem.children()]
+    kinds = [nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d]
+    return (
+        list(map(type, parts[1:])) == kinds
+        and _is_linear(parts[2])
+        and not any(part._forward_hooks or part._forward_pre_hooks for part in parts)
+    )
 
 
-def _norms(module: nn.Module) -> list[nn.BatchNorm2d]:
-    return [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
+def _is_linear(norm: Any) -> bool:
+    """Say whether a BatchNorm multiplies and adds the same, whatever the batch."""
+    return not norm.training and norm.running_mean is not None and norm.affine
 
 
-def _run_layer(layer: Any, matrix: Tensor, like: Tensor, folded: Folded, scratch: Scratch) -> None:
-    """Write a layer's new columns of a block's matrix, from all columns before them."""
-    end = layer.conv1.in_channels
-    read, norm1 = matrix[:, :end], folded[layer.norm1]
+def _norms(owner: nn.Module) -> list[Any]:
+    return [part for name, part in owner._modules.items() if name.startswith("norm")]
+
+
+def _run_layer(layer: Any, every: Space, middle: Space, folded: Folded, scratch: Scratch) -> None:
+    """Write a layer's new maps behind all the maps before them, which it reads."""
+    width, end = layer.conv1.weight.shape[:2]
+    read, norm1 = every.matrix[:, :end], folded[layer.norm1]
     if isinstance(layer, BottleneckLayer):
-        # norm2 comes right after a product with weights, so it goes into the weights.
-        scale, shift = folded[layer.norm2]
-        weight = (layer.conv1.weight.flatten(1) * scale[:, None]).T
-        middle = matrix.new_empty(len(matrix), layer.conv1.out_channels)
-        for rows in pieces(read):
-            a = activate(read[rows], *norm1, scratch(read[rows]))
-            torch.addmm(shift, a, weight, out=middle[rows]).relu_()
-        new = F.conv2d(as_maps(middle, like), layer.conv2.weight, padding=1)
+        weight, (scale, shift) = layer.conv1.weight.view(width, end), folded[layer.norm2]
+        # norm2 multiplies what the product has made, or else the weights, whichever are fewer.
+        if fold := len(read) > end:
+            weight = weight * scale[:, None]
+        for part, out in in_pieces(read, middle.matrix):
+            a = activate(part, *norm1, scratch(part))
+            if fold:
+                torch.addmm(shift, a, weight.T, out=out).relu_()
+            else:
+                activate(torch.mm(a, weight.T, out=out), scale, shift, out)
+        new = F.conv2d(middle.maps, layer.conv2.weight, padding=1)
     else:
         a = activate(read, *norm1, scratch(read))
-        new = F.conv2d(as_maps(a, like), layer.conv1.weight, padding=1)
-    matrix[:, end : end + new.shape[1]] = as_matrix(new)
+        new = F.conv2d(as_maps(a, every.maps), layer.conv1.weight, padding=1)
+    every.maps[:, end : end + new.shape[1]] = new
 
 
-def _pool(
-    matrix: Tensor, like: Tensor, norm: tuple[Tensor, Tensor], scratch: Scratch, size: int
-) -> Tensor:
-    """Return BN, ReLU and average pooling of a block's maps: (N, C, H/size, W/size) or (N, C)."""
-    maps = as_maps(activate(matrix, *norm, scratch(matrix)), like)
-    return F.avg_pool2d(maps, size) if size else maps.mean(dim=(2, 3))
+def _pool(every: Space, norm: tuple[Tensor, Tensor], size: int) -> Tensor:
+    """Return BN, ReLU and average pooling of a block's maps: (N, C, H/size, W/size) or (N, C).
+
+    Overwrites the block's maps.
+    """
+    _activate_all(every.matrix, norm)
+    return F.avg_pool2d(every.maps, size) if size else every.maps.mean(dim=(2, 3))
+
+
+def _activate_all(matrix: Tensor, norm: tuple[Tensor, Tensor]) -> None:
+    for rows in pieces(matrix):
+        activate(matrix[rows], *norm, matrix[rows])

@@ -19,7 +19,7 @@ A 1×1 convolution is the product of such a matrix with the weights. On a CPU it
 time, few enough that what is computed of them stays in the cache.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +27,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from densenet_from_scratch.dense import BottleneckLayer, DenseLayer
+from densenet_from_scratch.fused import kernels_for
+from densenet_from_scratch.transition import Transition
 
 PIECE = 1 << 18  # numbers that a thread works on at a time on a CPU: 1 MiB in float32
 
@@ -44,13 +46,27 @@ def as_matrix(maps: Tensor) -> Tensor:
     return maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
 
 
-def pieces(matrix: Tensor, multiple: int = 1) -> Iterator[slice]:
-    """Cut the rows into pieces of about ``PIECE`` numbers for each thread, on a GPU into one."""
+def rows_at_once(matrix: Tensor, multiple: int = 1) -> int:
+    """Return how many rows make about ``PIECE`` numbers for each thread; on a GPU all of them."""
     rows, columns = matrix.shape
-    step = rows
-    if matrix.device.type == "cpu":
-        step = max(1, torch.get_num_threads() * PIECE // (columns * multiple)) * multiple
+    if matrix.device.type != "cpu":
+        return rows
+    return max(1, torch.get_num_threads() * PIECE // (columns * multiple)) * multiple
+
+
+def pieces(matrix: Tensor, multiple: int = 1) -> Iterator[slice]:
+    """Cut the rows into pieces of :func:`rows_at_once`."""
+    rows, step = len(matrix), rows_at_once(matrix, multiple)
     return (slice(start, start + step) for start in range(0, rows, step))
+
+
+def in_pieces(*matrices: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Cut matrices into :func:`pieces` of the same rows, as many as suit the first one."""
+    if rows_at_once(matrices[0]) >= len(matrices[0]):
+        yield matrices
+        return
+    for rows in pieces(matrices[0]):
+        yield tuple(matrix[rows] for matrix in matrices)
 
 
 class Scratch:
@@ -61,9 +77,53 @@ class Scratch:
 
     def __call__(self, like: Tensor) -> Tensor:
         """Return memory of the size of a matrix. What was in it is lost."""
-        if self.memory.numel() < like.numel():
-            self.memory = like.new_empty(like.numel())
-        return self.memory[: like.numel()].view(like.shape)
+        return self.take(like.numel()).view(like.shape)
+
+    def take(self, count: int) -> Tensor:
+        """Return memory for so many numbers. What was in it is lost."""
+        if len(self.memory) < count:
+            self.memory = self.memory.new_empty(count)
+        return self.memory[:count]
+
+
+KERNEL_SIZES: dict[type, dict[str, int]] = {
+    DenseLayer: {"conv1": 3},
+    BottleneckLayer: {"conv1": 1, "conv2": 3},
+    Transition: {"conv": 1},
+}
+
+
+def is_as_built(owner: nn.Module) -> bool:
+    """Say whether a layer or a transition still has the parts that its class gave it.
+
+    Where one has been replaced by a part of another kind, or by a convolution with a bias, another
+    kernel size, stride, dilation or padding, the arithmetic of this module does not hold.
+    """
+    sizes = KERNEL_SIZES.get(type(owner))
+    if sizes is None:
+        return False
+    for name, part in owner._modules.items():
+        if type(part) is nn.Conv2d:
+            size = sizes.get(name, 0)
+            built = ((size, size), (1, 1), ((size - 1) // 2,) * 2, (1, 1), 1, "zeros")
+            given = (part.kernel_size, part.stride, part.padding, part.dilation, part.groups)
+            if (*given, part.padding_mode) != built or part.bias is not None:
+                return False
+        elif type(part) is not nn.BatchNorm2d:
+            return False
+    return True
+
+
+def are_as_built(layers: Iterable[nn.Module]) -> bool:
+    """Say whether a block's layers are as built and alike: one kind, width and growth rate."""
+    alike: list[Any] = list(layers)
+    if not all(map(is_as_built, alike)):
+        return False
+    kinds = {type(layer) for layer in alike}
+    widths = {layer.conv1.out_channels for layer in alike}
+    if kinds == {BottleneckLayer}:
+        return len(widths) == len({layer.conv2.out_channels for layer in alike}) == 1
+    return len(kinds) == len(widths) == 1
 
 
 # --- Normalise -----------------------------------------------------------------------------------
@@ -80,14 +140,32 @@ class Statistics(NamedTuple):
 
 
 def normalise(
-    maps: Tensor, eps: float, weight: Tensor | None = None, bias: Tensor | None = None
+    maps: Tensor,
+    eps: float,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Statistics]:
-    """Return γ x̂ + β of maps (N, C, H, W), or x̂ without γ and β, and the statistics."""
+    """Return x̂ of maps (N, C, H, W), or with γ and β ReLU(γ x̂ + β), and the statistics.
+
+    The result is a matrix (NHW, C): ``out``, if given.
+    """
+    matrix, count = as_matrix(maps), maps.numel() // maps.shape[1]
     dtype = maps.dtype if maps.dtype.itemsize > 2 else torch.float32
+    if kernels := kernels_for(matrix, *([] if out is None else [out])):
+        mean, variance = kernels.moments(matrix)
+        inverse = (variance + eps).rsqrt()
+        scale = inverse if weight is None else inverse * weight
+        shift = -mean * scale if bias is None else bias - mean * scale
+        out = torch.empty_like(matrix) if out is None else out
+        kernels.affine(matrix, scale.to(dtype), shift.to(dtype), out, relu=weight is not None)
+        found = (mean, variance * count / max(count - 1, 1), inverse)
+        return out, Statistics(*(values.to(dtype, copy=True) for values in found))
     mean, variance = (maps.new_zeros(maps.shape[1], dtype=dtype) for _ in range(2))
     # With momentum 1 the "running" statistics are those of this batch.
     result, _, inverse = torch.native_batch_norm(maps, weight, bias, mean, variance, True, 1.0, eps)
-    return result, Statistics(mean, variance, inverse)
+    result = as_matrix(result if weight is None else result.relu_())
+    return result if out is None else out.copy_(result), Statistics(mean, variance, inverse)
 
 
 def normalise_backward(
@@ -95,7 +173,17 @@ def normalise_backward(
 ) -> Tensor:
     """Return (g - mean(g) - x̂ mean(g x̂)) / σ of some columns, given Σ g x̂ and Σ g (2, C)."""
     slope, shift = both_sums * inverse / -len(gradient)
-    return (gradient * inverse).addcmul_(x_hat, slope).add_(shift).to(x_hat.dtype)
+    out = gradient.new_empty(gradient.shape)
+    return combine(gradient, x_hat, inverse, slope, shift, out)
+
+
+def combine(
+    gradient: Tensor, x: Tensor, scale: Tensor, slope: Tensor, shift: Tensor, out: Tensor
+) -> Tensor:
+    """Return scale · g + slope · x + shift, BatchNorm's backward pass, in ``out``."""
+    if kernels := kernels_for(gradient, x, scale, slope, shift, out):
+        return kernels.combine(gradient, x, scale, slope, shift, out)
+    return torch.mul(gradient, scale, out=out).addcmul_(x, slope).add_(shift)
 
 
 @torch.no_grad()
@@ -114,25 +202,37 @@ def update_statistics(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> N
 
 def activate(x_hat: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> Tensor:
     """Return ReLU(γ x̂ + β) of a matrix, in ``out``."""
+    if kernels := kernels_for(x_hat, weight, bias, out):
+        return kernels.affine(x_hat, weight, bias, out, relu=True)
     return torch.addcmul(bias, x_hat, weight, out=out).relu_()
 
 
 def activate_backward(
-    gradient: Tensor, a: Tensor, x_hat: Tensor, weight: Tensor, total: Tensor
-) -> Tensor:
-    """Add the gradient of X̂ to Ĝ, ``total``; return those of γ and β, (2, C).
+    gradient: Tensor,
+    a: Tensor,
+    x_hat: Tensor,
+    sums: Tensor,
+    weight: Tensor | None = None,
+    total: Tensor | None = None,
+) -> None:
+    """Take g back through a = ReLU(γ x̂ + β), and add Σ g x̂ and Σ g to ``sums`` (2, C).
 
-    Overwrites ``gradient``.
+    Those are the gradients of γ and β. γ g is added to Ĝ, ``total``; without one, g is left in
+    ``gradient``, which is overwritten in any case.
     """
+    others = [tensor for tensor in (weight, total) if tensor is not None]
+    if kernels := kernels_for(gradient, a, x_hat, sums, *others):
+        return kernels.mask_and_sum(gradient, a, x_hat, sums, weight, total)
     aten.threshold_backward.grad_input(gradient, a, 0, grad_input=gradient)
-    total.addcmul_(gradient, weight)
-    return sums(gradient, x_hat, weight.dtype)
+    if weight is not None and total is not None:
+        total.addcmul_(gradient, weight)
+    add_sums(gradient, x_hat, sums)
 
 
-def sums(gradient: Tensor, x_hat: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return Σ g x̂ and Σ g of each column, (2, C). Overwrites ``gradient``."""
-    plain = gradient.sum(0, dtype=dtype)
-    return torch.stack((gradient.mul_(x_hat).sum(0, dtype=dtype), plain))
+def add_sums(gradient: Tensor, x_hat: Tensor, sums: Tensor) -> None:
+    """Add Σ g x̂ and Σ g of each column to ``sums`` (2, C)."""
+    sums[0] += (gradient * x_hat).sum(0, dtype=sums.dtype)
+    sums[1] += gradient.sum(0, dtype=sums.dtype)
 
 
 def conv3x3_backward(gradient: Tensor, maps: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -169,78 +269,97 @@ def basic_backward(
     norm_weight, norm_bias, conv = values
     a = activate(x_hat, norm_weight, norm_bias, torch.empty_like(x_hat))
     grad_a, grad_conv = conv3x3_backward(gradient, as_maps(a, gradient), conv)
-    grad_norm = activate_backward(as_matrix(grad_a), a, x_hat, norm_weight, total)
-    return [*grad_norm, grad_conv]
-
-
-def through_conv1(
-    x_hat: Tensor, values: Sequence[Tensor], scratch: Scratch, minus: Tensor | None = None
-) -> Tensor:
-    """Return a bottleneck layer's conv1 of its columns of X̂, (NHW, 4k), less a row if given."""
-    norm_weight, norm_bias, conv, *_ = values
-    out = x_hat.new_empty(len(x_hat), len(conv))
-    for rows in pieces(x_hat):
-        a = activate(x_hat[rows], norm_weight, norm_bias, scratch(x_hat[rows]))
-        if minus is None:
-            torch.mm(a, conv.flatten(1).T, out=out[rows])
-        else:
-            torch.addmm(minus.to(a.dtype), a, conv.flatten(1).T, beta=-1, out=out[rows])
-    return out
+    sums = norm_weight.new_zeros(2, len(norm_weight))
+    activate_backward(as_matrix(grad_a), a, x_hat, sums, norm_weight, total)
+    return [*sums, grad_conv]
 
 
 def bottleneck(
     x_hat: Tensor, like: Tensor, layer: BottleneckLayer, values: Sequence[Tensor], scratch: Scratch
 ) -> tuple[Tensor, Kept]:
     """Run a bottleneck layer on its columns of X̂; return the new maps and what to keep."""
-    middle = as_maps(through_conv1(x_hat, values, scratch), like)
-    *_, norm_weight, norm_bias, conv = values
-    normal, statistics = normalise(middle, layer.norm2.eps, norm_weight, norm_bias)
+    norm1_weight, norm1_bias, conv1, norm2_weight, norm2_bias, conv2 = values
+    middle = x_hat.new_empty(len(x_hat), len(conv1))
+    for part, out in in_pieces(x_hat, middle):
+        a = activate(part, norm1_weight, norm1_bias, scratch(part))
+        torch.mm(a, conv1.flatten(1).T, out=out)
+    maps = as_maps(middle, like)
+    normal, statistics = normalise(maps, layer.norm2.eps, norm2_weight, norm2_bias)
     update_statistics(layer.norm2, statistics.mean, statistics.variance)
-    new = F.conv2d(normal.relu_(), conv, padding=1)
-    return new, Kept(statistics.mean, statistics.inverse, middle)
+    new = F.conv2d(as_maps(normal, like), conv2, padding=1)
+    return new, Kept(statistics.mean, statistics.inverse, maps)
+
+
+class Remade:
+    """What a bottleneck layer's backward pass needs of its forward pass, made again.
+
+    Args:
+        x_hat: the columns of X̂ that the layer reads.
+        values: the layer's parameters.
+        kept: what it has kept.
+        scratch: memory for the piece at hand.
+    """
+
+    def __init__(
+        self, x_hat: Tensor, values: Sequence[Tensor], kept: Kept, scratch: Scratch
+    ) -> None:
+        assert kept.mean is not None and kept.inverse is not None
+        self.x_hat, self.values, self.scratch = x_hat, values, scratch
+        self.kept = None if kept.bottleneck is None else as_matrix(kept.bottleneck)
+        _, _, conv1, norm2_weight, *_ = values
+        self.mean, self.inverse = kept.mean, kept.inverse
+        self.scale = norm2_weight * self.inverse
+        self.z = x_hat.new_empty(len(x_hat), len(conv1))
+        """The bottleneck's maps less their means."""
+        self.h = torch.empty_like(self.z)
+        """What conv2 has read."""
+
+    def make(self, rows: slice) -> None:
+        """Make some rows of z and h."""
+        norm1_weight, norm1_bias, conv1, _, norm2_bias, _ = self.values
+        x_hat, z = self.x_hat[rows], self.z[rows]
+        if self.kept is None:
+            a = activate(x_hat, norm1_weight, norm1_bias, self.scratch(x_hat))
+            torch.addmm(self.mean.to(a.dtype), a, conv1.flatten(1).T, beta=-1, out=z)
+        else:
+            z.copy_(self.kept[rows] - self.mean)
+        activate(z, self.scale, norm2_bias, self.h[rows])
 
 
 def bottleneck_backward(
     gradient: Tensor,
-    x_hat: Tensor,
     total: Tensor,
-    values: Sequence[Tensor],
-    kept: Kept,
+    made: Remade,
+    before: Remade | None,
     scratch: Sequence[Scratch],
 ) -> list[Tensor]:
-    """Add to Ĝ; return the gradients of a bottleneck layer's parameters."""
-    norm1_weight, norm1_bias, conv1, norm2_weight, norm2_bias, conv2 = values
-    mean, inverse, middle, _ = kept
-    assert mean is not None and inverse is not None
-    if middle is None:
-        z = through_conv1(x_hat, values, scratch[0], minus=mean)
-    else:
-        z = (as_matrix(middle) - mean).to(x_hat.dtype)
-    scale = norm2_weight * inverse
-    h = torch.empty_like(z)  # what conv2 has read
-    for rows in pieces(z):
-        activate(z[rows], scale, norm2_bias, h[rows])
+    """Add to Ĝ; return the gradients of a bottleneck layer's parameters.
+
+    ``before`` is to be made of the layer before, while X̂ is in the cache.
+    """
+    norm1_weight, norm1_bias, conv1, norm2_weight, _, conv2 = made.values
+    x_hat, z, h, scale = made.x_hat, made.z, made.h, made.scale
     grad_maps, grad_conv2 = conv3x3_backward(gradient, as_maps(h, gradient), conv2)
     grad_h, matrix = as_matrix(grad_maps), conv1.flatten(1)
 
     # norm2's two sums, of g ẑ and of g, and then, piece by piece, all that is before conv2
-    norm2 = norm2_weight.new_zeros(2, len(mean))
+    norm2, norm1 = (weight.new_zeros(2, len(weight)) for weight in (norm2_weight, norm1_weight))
     for rows in pieces(z):
-        g = aten.threshold_backward.grad_input(grad_h[rows], h[rows], 0, grad_input=grad_h[rows])
-        norm2[1] += g.sum(0, dtype=norm2.dtype)
-        norm2[0] += torch.mul(g, z[rows], out=scratch[0](g)).sum(0, dtype=norm2.dtype)
-    norm2[0] *= inverse
+        activate_backward(grad_h[rows], h[rows], z[rows], norm2)
+    norm2[0] *= made.inverse
     slope, shift = scale * norm2 / -len(z)
-    slope *= inverse
+    slope *= made.inverse
 
     grad_conv1 = torch.zeros_like(matrix)
-    norm1 = norm1_weight.new_zeros(2, len(norm1_weight))
     for rows in pieces(x_hat):
-        grad_z = grad_h[rows].mul_(scale).addcmul_(z[rows], slope).add_(shift)
-        a = activate(x_hat[rows], norm1_weight, norm1_bias, scratch[0](x_hat[rows]))
+        x, g = x_hat[rows], grad_h[rows]
+        grad_z = combine(g, z[rows], scale, slope, shift, out=g)
+        a = activate(x, norm1_weight, norm1_bias, scratch[0](x))
         grad_conv1.addmm_(grad_z.T, a)
         grad_a = torch.mm(grad_z, matrix, out=scratch[1](a))
-        norm1 += activate_backward(grad_a, a, x_hat[rows], norm1_weight, total[rows])
+        activate_backward(grad_a, a, x, norm1, norm1_weight, total[rows])
+        if before is not None:
+            before.make(rows)
     return [*norm1, grad_conv1.view_as(conv1), *norm2, grad_conv2]
 
 
@@ -274,8 +393,7 @@ class SharedNormalisation(torch.autograd.Function):
 
         def add(new: Tensor) -> int:
             place = slice(end, end + new.shape[1])
-            normal, found = normalise(new, layers[0].norm1.eps)
-            x_hat[:, place] = as_matrix(normal)
+            _, found = normalise(new, layers[0].norm1.eps, out=x_hat[:, place])
             statistics[:, place] = torch.stack(found)
             return place.stop
 
@@ -319,8 +437,7 @@ class SharedNormalisation(torch.autograd.Function):
         else:
             total = torch.empty_like(x_hat).copy_(as_matrix(grad_x_hat))
             for rows in pieces(x_hat):
-                g = scratch[0](total[rows]).copy_(total[rows])
-                both_sums += sums(g, x_hat[rows], inverse.dtype)
+                add_sums(total[rows], x_hat[rows], both_sums)
 
         def gradient(place: slice) -> Tensor:
             """Return the gradient of some maps. Every reader must have added to their Ĝ."""
@@ -331,18 +448,32 @@ class SharedNormalisation(torch.autograd.Function):
         end = x_hat.shape[1]
         gradients: list[Tensor] = []
         values = by_layer(parameters, layers, maps.dtype)
+        every_kept = [
+            Kept(*kept[start : start + len(Kept._fields)])
+            for start in range(0, len(kept), len(Kept._fields))
+        ]
+        made = None
         for number in reversed(range(len(layers))):
+            layer, keep = layers[number], every_kept[number]
             place = slice(end - len(values[number][-1]), end)
             grad_new, end = gradient(place), place.start
-            keep = Kept(*kept[len(Kept._fields) * number :][: len(Kept._fields)])
             if keep.dropout is not None:
-                share = 1 - layers[number].drop_rate
-                grad_new = grad_new * keep.dropout.to(grad_new.dtype) / share
-            arguments = grad_new, x_hat[:, :end], total[:, :end], values[number]
-            if isinstance(layers[number], BottleneckLayer):
-                found = bottleneck_backward(*arguments, keep, scratch)
+                grad_new = grad_new * keep.dropout.to(grad_new.dtype) / (1 - layer.drop_rate)
+            if isinstance(layer, BottleneckLayer):
+                if made is None:
+                    made = Remade(x_hat[:, :end], values[number], keep, scratch[0])
+                    for rows in pieces(made.x_hat):
+                        made.make(rows)
+                before = None
+                if number > 0 and rows_at_once(made.x_hat) < len(x_hat):
+                    width = end - len(values[number - 1][-1])
+                    before = Remade(
+                        x_hat[:, :width], values[number - 1], every_kept[number - 1], scratch[0]
+                    )
+                found = bottleneck_backward(grad_new, total[:, :end], made, before, scratch)
+                made = before
             else:
-                found = basic_backward(*arguments)
+                found = basic_backward(grad_new, x_hat[:, :end], total[:, :end], values[number])
             gradients[:0] = found
             # Σ γ g x̂ and Σ γ g are γ times the gradients of γ and β.
             both_sums[:, :end] += values[number][0] * torch.stack(found[:2])
@@ -377,28 +508,35 @@ class ActivateAndPool(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         refuse_double_backward()
-        (x_hat, weight, bias), size, scratch = (
-            ctx.saved_tensors,
-            ctx.size,
-            Scratch(ctx.saved_tensors[0]),
-        )
+        x_hat, weight, bias = ctx.saved_tensors
+        size, scratch = ctx.size, (Scratch(x_hat), Scratch(x_hat))
         total = torch.zeros_like(x_hat)
         grad_norm = torch.zeros(2, len(weight), dtype=weight.dtype, device=weight.device)
         for images in _images(x_hat):
-            like, part = x_hat[images], gradient[images]
-            a = activate(as_matrix(like), weight, bias, scratch(as_matrix(like)))
-            if size:
-                grad_a = aten.avg_pool2d_backward.default(
-                    part, as_maps(a, like), [size, size], [], [0, 0], False, True, None
-                )
-            else:
-                pixels = like.shape[2] * like.shape[3]
-                grad_a = (part / pixels)[:, :, None, None].expand(like.shape)
-            found = activate_backward(
-                as_matrix(grad_a).contiguous(), a, as_matrix(like), weight, as_matrix(total[images])
-            )
-            grad_norm += found
+            like = x_hat[images]
+            part, out = as_matrix(like), as_matrix(total[images])
+            a = activate(part, weight, bias, scratch[0](part))
+            grad_a = average_backward(gradient[images], like, size, scratch[1])
+            activate_backward(grad_a, a, part, grad_norm, weight, out)
         return total, *grad_norm, None
+
+
+def average_backward(gradient: Tensor, maps: Tensor, size: int, scratch: Scratch) -> Tensor:
+    """Return the gradient (NHW, C) of maps whose windows of size×size were averaged.
+
+    With size 0 the window is the whole map. Pixels outside all windows have gradient 0.
+    """
+    n, c, h, w = maps.shape
+    height, width = (size, size) if size else (h, w)
+    down, across = h // height, w // width
+    result = scratch(as_matrix(maps))
+    if (down * height, across * width) != (h, w):
+        result.zero_()
+    windows = result.view(n, h, w, c)[:, : down * height, : across * width]
+    windows = windows.unflatten(2, (across, width)).unflatten(1, (down, height))
+    share = (gradient / (height * width)).view(n, c, down, 1, across, 1)
+    windows.copy_(share.permute(0, 2, 3, 4, 5, 1))
+    return result
 
 
 def _images(maps: Tensor) -> Iterator[slice]:

@@ -16,13 +16,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from densenet_from_scratch import DenseBlock, DenseNet, shared
+from densenet_from_scratch import DenseBlock, DenseNet, fused, shared
+from densenet_from_scratch.dense import BottleneckLayer, DenseLayer
 from densenet_from_scratch.efficient import BLOCK_TYPES
 from densenet_from_scratch.measure import growth_exponent, saved_bytes
 
 WAYS = {block_type: way for way, block_type in BLOCK_TYPES.items() if way is not False}
 ways = pytest.mark.parametrize("way", WAYS.values())
 layer_types = pytest.mark.parametrize("bottleneck", [True, False], ids=["bottleneck", "basic"])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def fused_kernels_whatever_the_size():
+    """Where there is a compiler, all tests but one of this file run the fused kernels."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused, "SMALL", 0)
+        yield
 
 
 def freeze(*endings: str) -> Callable[[nn.Module], None]:
@@ -118,6 +127,15 @@ def assert_equal(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None
 @layer_types
 @pytest.mark.parametrize("situation", SITUATIONS.values(), ids=SITUATIONS)
 def test_it_gives_what_the_plain_block_gives(way, bottleneck, situation):
+    plain, other = pair(way, 3, 4, 2, bottleneck, drop_rate=situation.drop_rate)
+    assert_equal(outcome(other, situation), outcome(plain, situation))
+
+
+@pytest.mark.parametrize("way", ["shared", "shared-recompute"])
+@layer_types
+@pytest.mark.parametrize("situation", SITUATIONS.values(), ids=SITUATIONS)
+def test_it_does_so_without_a_compiler(way, bottleneck, situation, monkeypatch):
+    monkeypatch.setattr(shared, "kernels_for", lambda *tensors: None)
     plain, other = pair(way, 3, 4, 2, bottleneck, drop_rate=situation.drop_rate)
     assert_equal(outcome(other, situation), outcome(plain, situation))
 
@@ -314,13 +332,46 @@ def another_transition(network: DenseNet) -> None:
     network.transitions[0] = nn.Conv2d(10, 5, 3, stride=2, padding=1).double()
 
 
+def other_convolutions(network: DenseNet) -> None:
+    """Of the same class, but no longer what the layer and the transition had."""
+    torch.manual_seed(0)
+    network.blocks[0].layers[1].conv2 = nn.Conv2d(12, 3, 3, padding=2, dilation=2).double()
+    network.transitions[0].conv = nn.Conv2d(10, 5, 3, padding=1).double()
+
+
+def a_narrower_bottleneck(network: DenseNet) -> None:
+    torch.manual_seed(0)
+    network.blocks[1].layers[1] = BottleneckLayer(8, 3, bn_size=2).double()
+
+
+def a_basic_layer(network: DenseNet) -> None:
+    torch.manual_seed(0)
+    network.blocks[1].layers[1] = DenseLayer(8, 3).double()
+
+
+CHANGES = [
+    weights_computed_from_others,
+    other_norms,
+    another_transition,
+    other_convolutions,
+    a_narrower_bottleneck,
+    a_basic_layer,
+]
+
+
 @ways
-@pytest.mark.parametrize("change", [weights_computed_from_others, other_norms, another_transition])
+@pytest.mark.parametrize("change", CHANGES)
 def test_changed_parts_are_respected(way, change):
     plain, other = (small_network(efficient, **CIFAR).double() for efficient in (False, way))
     for network in (plain, other):
         change(network)
     assert_equal(gradients_of_a_step(other), gradients_of_a_step(plain))
+    plain.eval()
+    other.eval()
+    images = torch.randn(2, 3, 13, 11, dtype=torch.float64)
+    with torch.no_grad():
+        logits = other(images)
+    torch.testing.assert_close(logits, plain(images), rtol=1e-12, atol=1e-12)
 
 
 @ways

@@ -8,7 +8,8 @@ import torch
 import torchvision
 from torch import nn
 from torch.autograd import forward_ad
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from densenet_from_scratch import DenseNet, densenet121, from_torchvision, shared
 from densenet_from_scratch import model as model_module
@@ -183,13 +184,74 @@ def test_gradients_in_evaluation_stay(monkeypatch):
     assert x.grad.abs().sum() > 0
 
 
+class Products(TorchDispatchMode):
+    """Count multiplications and additions of pairs. (A FlopCounterMode hooks into all modules.)"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, operation, types, arguments=(), options=None):
+        options = options or {}
+        if operation.overloadpacket not in flop_registry:
+            with self:
+                decomposed = operation.decompose(*arguments, **options)
+            if decomposed is not NotImplemented:
+                return decomposed
+        result = operation(*arguments, **options)
+        if count := flop_registry.get(operation.overloadpacket):
+            self.count += count(*arguments, out_val=result) // 2
+        return result
+
+
 def test_transitions_do_a_quarter_of_the_products():
     network = trained(block_config=(2, 2), small_inputs=True)
     x = torch.randn(1, 3, 8, 8, dtype=torch.float64)
     counts = []
     for gradients in (True, False):
-        with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(gradients):
+        with Products() as products, torch.set_grad_enabled(gradients):
             network(x)
-        counts.append(counter.get_total_flops() // 2)
+        counts.append(products.count)
     conv = network.transitions[0].conv
     assert counts[0] - counts[1] == conv.weight.numel() * (8 * 8 - 4 * 4)
+
+
+def test_a_hook_on_all_modules_sees_all_modules(monkeypatch):
+    with FlopCounterMode(display=False) as counter:
+        assert used(trained(), monkeypatch, images())[1] == 0
+    assert "DenseNet.blocks.1.layers.2.conv2" in counter.get_flop_counts()
+
+
+def test_the_result_is_a_tensor_like_any_other(monkeypatch):
+    """Inference tensors cannot be used where gradients are wanted later."""
+    network = trained()
+    logits, calls = used(network, monkeypatch, images())
+    assert calls == 1 and not logits.is_inference()
+    seen = []
+    network.classifier.register_forward_pre_hook(lambda module, inputs: seen.extend(inputs))
+    used(network, monkeypatch, images())
+    assert not seen[0].is_inference()
+    nn.functional.linear(seen[0], network.classifier.weight).sum().backward()
+
+
+def another_pooling(stem: nn.Module, seen: list) -> None:
+    stem[3] = nn.AvgPool2d(3, stride=2, padding=1)
+
+
+def a_hook(stem: nn.Module, seen: list) -> None:
+    stem.relu.register_forward_hook(lambda *_: seen.append(1))
+
+
+def a_norm_that_uses_the_batch(stem: nn.Module, seen: list) -> None:
+    stem.norm.train()
+    stem.norm.momentum = 0.0
+
+
+@pytest.mark.parametrize("change", [another_pooling, a_hook, a_norm_that_uses_the_batch])
+def test_a_changed_stem_runs_as_it_is(change, monkeypatch):
+    network, seen = trained(small_inputs=False), []
+    change(network.stem, seen)
+    logits, calls = used(network, monkeypatch, images())
+    assert calls == 1
+    assert len(seen) == (change is a_hook)
+    torch.testing.assert_close(logits, network(images()), rtol=1e-12, atol=1e-12)

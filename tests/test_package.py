@@ -18,7 +18,7 @@ FOLDER = Path(densenet_from_scratch.__file__).parent
 # A module imports only from floors below its own.
 FLOORS = [
     {"arguments"},
-    {"data", "measure"},
+    {"data", "measure", "fused"},
     {"plain"},
     {"residual", "dense", "transition", "osa"},
     {"shared"},

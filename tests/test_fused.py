@@ -1,0 +1,189 @@
+"""The fused kernels give what PyTorch's operations give, or step aside."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from densenet_from_scratch import fused, shared
+
+compiler = pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
+types = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+# fewer rows than threads, one column, more columns than fit a vector, enough for all threads
+shapes = pytest.mark.parametrize("shape", [(1, 3), (2, 1), (131, 37), (3000, 70)])
+
+
+@pytest.fixture(autouse=True)
+def kernels_whatever_the_size(monkeypatch):
+    monkeypatch.setattr(fused, "SMALL", 0)
+
+
+def matrix(*shape: int, dtype: torch.dtype) -> Tensor:
+    """Random columns out of a wider matrix, as a layer reads them."""
+    rows, columns = shape
+    return torch.randn(rows, columns + 5, dtype=dtype)[:, 2 : columns + 2]
+
+
+def same(actual: Tensor, expected: Tensor) -> None:
+    relative = 1e-5 if actual.dtype == torch.float32 else 1e-12
+    torch.testing.assert_close(actual, expected.to(actual.dtype), rtol=relative, atol=relative)
+
+
+@compiler
+@types
+@shapes
+def test_affine(dtype, shape):
+    x, (scale, shift) = matrix(*shape, dtype=dtype), torch.randn(2, shape[1], dtype=dtype)
+    kernels = fused.kernels_for(x, scale, shift)
+    for relu in (False, True):
+        expected = x * scale + shift
+        expected = expected.relu() if relu else expected
+        out = matrix(*shape, dtype=dtype)
+        same(kernels.affine(x, scale, shift, out, relu), expected)
+        same(out, expected)
+        twin = x.clone()
+        same(kernels.affine(twin, scale, shift, twin, relu), expected)
+
+
+@compiler
+@types
+@shapes
+def test_combine(dtype, shape):
+    gradient, x, out = (matrix(*shape, dtype=dtype) for _ in range(3))
+    scale, slope, shift = torch.randn(3, shape[1], dtype=dtype)
+    expected = scale * gradient + slope * x + shift
+    kernels = fused.kernels_for(gradient, x, out)
+    same(kernels.combine(gradient, x, scale, slope, shift, out), expected)
+    same(kernels.combine(gradient, x, scale, slope, shift, gradient), expected)
+
+
+@compiler
+@types
+@shapes
+def test_moments(dtype, shape):
+    x = matrix(*shape, dtype=dtype) + 1000  # a mean that dwarfs the deviation
+    mean, variance = fused.kernels_for(x).moments(x)
+    torch.testing.assert_close(mean, x.double().mean(0), rtol=1e-12, atol=0)
+    expected = x.double().var(0, correction=0)
+    torch.testing.assert_close(variance, expected, rtol=1e-9, atol=1e-12)
+
+
+@compiler
+@types
+@shapes
+@pytest.mark.parametrize("with_total", [True, False])
+def test_mask_and_sum(dtype, shape, with_total):
+    gradient, x, total = (matrix(*shape, dtype=dtype) for _ in range(3))
+    a, weight = x.relu(), torch.randn(shape[1], dtype=dtype)
+    sums = torch.randn(2, shape[1], dtype=dtype)
+    g = torch.where(a > 0, gradient, 0).double()
+    expected = sums + torch.stack(((g * x).sum(0), g.sum(0)))
+    expected_total = total + weight * g if with_total else g
+    added = (weight, total) if with_total else ()
+    fused.kernels_for(gradient, a, x).mask_and_sum(gradient, a, x, sums, *added)
+    same(sums, expected)
+    same(total if with_total else gradient, expected_total)
+
+
+@compiler
+def test_nan_stays_nan_as_in_pytorch():
+    x, ones, zeros = torch.tensor([[float("nan"), -1.0, 1.0]]), torch.ones(3), torch.zeros(3)
+    kernels = fused.kernels_for(x)
+    same_nan = torch.testing.assert_close
+    a = kernels.affine(x, ones, zeros, torch.empty_like(x), relu=True)
+    same_nan(a, x.relu(), equal_nan=True)
+    gradient, sums = torch.ones(1, 3), torch.zeros(2, 3)
+    kernels.mask_and_sum(gradient, a, x, sums)
+    same_nan(gradient, torch.tensor([[1.0, 0.0, 1.0]]))
+    assert sums[0, 0].isnan() and kernels.moments(x)[:, 0].isnan().all()
+
+
+@compiler
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_sums_are_the_same_each_time_on_any_number_of_threads(threads):
+    gradient, x = torch.randn(2, 5000, 40)
+    found, before = [], torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        for _ in range(5):
+            sums = torch.zeros(2, 40)
+            fused.kernels_for(x).mask_and_sum(gradient.clone(), x.relu(), x, sums)
+            found.append(sums)
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(sums, found[0]) for sums in found)
+
+
+def test_what_the_kernels_do_not_know_is_left_to_pytorch(monkeypatch):
+    x = torch.randn(8, 4)
+    assert fused.kernels_for(x.bfloat16()) is None
+    assert fused.kernels_for(x.to("meta")) is None
+    assert fused.kernels_for(x.T) is None, "a row's numbers are not side by side"
+    assert fused.kernels_for(x, x.double()) is None, "two types"
+    monkeypatch.setattr(fused, "SMALL", 33)
+    assert fused.kernels_for(x) is None, "few numbers"
+
+
+SCRIPT = """
+import torch
+from densenet_from_scratch import DenseNet, fused
+network = DenseNet(3, (2, 2), num_init_features=4, efficient=True)
+network(torch.randn(8, 3, 48, 48)).sum().backward()
+fused.SMALL = 0
+network(torch.randn(2, 3, 8, 8)).sum().backward()
+print(fused.kernels(torch.float32) is not None)
+"""
+
+
+def train_elsewhere(**settings: str) -> str:
+    """Train a step in a fresh process; say whether it had fused kernels."""
+    environment = {**os.environ, **settings}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, check=True
+    )
+    assert not done.stderr
+    return done.stdout.strip()
+
+
+@compiler
+def test_the_library_is_compiled_once_and_kept_in_the_cache(tmp_path):
+    assert train_elsewhere(XDG_CACHE_HOME=str(tmp_path)) == "True"
+    [library] = (tmp_path / "densenet_from_scratch").iterdir()
+    made = library.stat().st_mtime_ns
+    assert train_elsewhere(XDG_CACHE_HOME=str(tmp_path)) == "True"
+    [library] = (tmp_path / "densenet_from_scratch").iterdir()
+    assert library.stat().st_mtime_ns == made
+
+
+def test_without_a_compiler_or_a_place_pytorch_does_the_work(tmp_path):
+    """Training goes on, without a word and with nothing half-written."""
+    cache = tmp_path / "cache"
+    broken = tmp_path / "broken-compiler"
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    file = tmp_path / "file"
+    file.write_text("")
+    assert train_elsewhere(XDG_CACHE_HOME=str(cache), CC="no-such-compiler") == "False"
+    assert train_elsewhere(XDG_CACHE_HOME=str(cache), DENSENET_FUSED="0") == "False"
+    assert not cache.exists()
+    assert train_elsewhere(XDG_CACHE_HOME=str(cache), CC=str(broken)) == "False"
+    assert not list((cache / "densenet_from_scratch").iterdir())
+    assert train_elsewhere(XDG_CACHE_HOME=str(file)) == "False", "the cache cannot be written"
+
+
+@compiler
+def test_a_damaged_library_is_not_used(tmp_path):
+    assert train_elsewhere(XDG_CACHE_HOME=str(tmp_path)) == "True"
+    [library] = (tmp_path / "densenet_from_scratch").iterdir()
+    library.write_bytes(library.read_bytes()[:100])
+    assert train_elsewhere(XDG_CACHE_HOME=str(tmp_path)) == "False"
+
+
+def test_the_source_is_part_of_the_package():
+    assert fused.SOURCE.parent == Path(shared.__file__).parent
+    assert fused.SOURCE.exists()
