@@ -3,9 +3,10 @@
     uv run python benchmarks/inference.py
     uv run python benchmarks/inference.py --batches 1 16 --size 224 --rounds 20 --device cuda
 
-Measured are torchvision's densenet121, timm's, and ours twice: its plain path, which concatenates
-for every layer as the chapters write it, and what the package really runs in evaluation. It prints
-milliseconds and ratios to torchvision's time, and writes inference.json and inference.png.
+Measured are torchvision's densenet121, timm's, and ours three times: its plain path, which
+concatenates for every layer as the chapters write it, what the package really runs in evaluation,
+and a frozen copy, whose BatchNorms are folded once for all. It prints milliseconds and ratios to
+torchvision's time, and writes inference.json and inference.png.
 """
 
 import argparse
@@ -22,13 +23,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from densenet_from_scratch import DenseNet, densenet121, from_torchvision
+from densenet_from_scratch import DenseNet, FrozenDenseNet, densenet121, from_torchvision
 from densenet_from_scratch.arguments import check_count
 from densenet_from_scratch.measure import seconds_side_by_side
 from densenet_from_scratch.plots import PALETTE, new_axes, to_png
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
-PEERS = ("torchvision", "timm", "ours, plain", "ours")
+PEERS = ("torchvision", "timm", "ours, plain", "ours", "ours, frozen")
 
 
 def plain(network: DenseNet, x: Tensor) -> Tensor:
@@ -60,7 +61,8 @@ def peers() -> dict[str, nn.Module]:
     hers.load_state_dict(weights)
     ours = densenet121()
     ours.load_state_dict(from_torchvision(weights))
-    return {"torchvision": theirs, "timm": hers, "ours, plain": ours, "ours": ours}
+    frozen = FrozenDenseNet(ours)
+    return dict(zip(PEERS, (theirs, hers, ours, ours, frozen), strict=True))
 
 
 def check(networks: dict[str, nn.Module]) -> None:
@@ -130,22 +132,22 @@ def table(results: list[dict]) -> str:
 
 def draw(results: list[dict], path: Path) -> None:
     """Draw the ratios to torchvision's time, a group of bars for each case."""
-    figure, [axis] = new_axes(7.2, 1.2 + 0.6 * len(results))
-    hatches = ("", "//", "..", "xx")
+    figure, [axis] = new_axes(7.2, 1.2 + 0.7 * len(results))
+    hatches = ("", "//", "..", "xx", "++")
     for row, result in enumerate(results):
         for number, name in enumerate(PEERS):
             ratio = result["ratio to torchvision"][name]
-            place = row + 0.2 * (number - 1.5)
+            place = row + 0.16 * (number - 2)
             look = {"color": PALETTE[number], "hatch": hatches[number], "edgecolor": "white"}
-            axis.barh(place, ratio, 0.2, label=name if row == 0 else None, **look)
-            axis.annotate(f" {ratio:.2f}", (ratio, place), va="center", fontsize=8)
+            axis.barh(place, ratio, 0.16, label=name if row == 0 else None, **look)
+            axis.annotate(f" {ratio:.2f}", (ratio, place), va="center", fontsize=7)
     cases = [f"{r['device']}, batch {r['batch']}\n{r['format']}" for r in results]
     axis.set_yticks(range(len(cases)), cases, fontsize=9)
     axis.invert_yaxis()
     axis.axvline(1, color="black", linewidth=1)
     axis.grid(False, axis="y")
     axis.set_xlabel("time, in units of torchvision's")
-    axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, fontsize=9)
+    axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=5, fontsize=9)
     path.write_bytes(to_png(figure))
 
 

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from torchvision.models import DenseNet as TorchvisionDenseNet
 from tqdm import tqdm
 
-from densenet_from_scratch import DenseNet, from_torchvision
+from densenet_from_scratch import DenseNet, from_torchvision, fused
 from densenet_from_scratch.arguments import check_choice, check_count
 from densenet_from_scratch.measure import peak_bytes, saved_bytes, seconds_side_by_side
 from densenet_from_scratch.plots import PALETTE, new_axes, to_png
@@ -208,6 +208,8 @@ def main() -> None:
     except ValueError as error:
         parser.error(str(error))
     devices = options.device or ["cpu"] + ["cuda"] * torch.cuda.is_available()
+    compiled = fused.kernels(torch.float32) is not None
+    print("fused kernels on the CPU:", "compiled" if compiled else "none, PyTorch's operations")
     results = []
     for device in devices:
         for case in tqdm(options.cases, device):
@@ -218,6 +220,7 @@ def main() -> None:
         "torchvision": torchvision.__version__,
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
+        "fused kernels": compiled,
         "gpu": torch.cuda.get_device_name() if "cuda" in devices else None,
         "rounds": options.rounds,
     }

@@ -13,6 +13,7 @@ straight into the next block's matrix. For small images the time goes into calli
 rather than into their work, so there are few of them.
 """
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
 
+from densenet_from_scratch.arguments import check_images
 from densenet_from_scratch.dense import BottleneckLayer
 from densenet_from_scratch.efficient import BLOCK_TYPES
 from densenet_from_scratch.shared import (
@@ -61,6 +63,11 @@ def can_infer(network: Any, x: Tensor) -> bool:
         return False  # both refuse operators with ``out``; there is no public way to ask
     if torch.is_autocast_enabled(x.device.type) or _has_any_global_hook():
         return False
+    return is_known(network)
+
+
+def is_known(network: Any) -> bool:
+    """Say whether a DenseNet's parts are as built, in evaluation, and no hook waits inside."""
     if {type(block) for block in network.blocks} - set(BLOCK_TYPES.values()):
         return False
     if type(network.norm) is not nn.BatchNorm2d or not (
@@ -74,6 +81,15 @@ def can_infer(network: Any, x: Tensor) -> bool:
         return False
     watched = (*network.blocks, *owners, *parts)
     return not any(part._forward_hooks or part._forward_pre_hooks for part in watched)
+
+
+def fold(network: Any) -> Folded:
+    """Return what every BatchNorm of a DenseNet multiplies by and adds."""
+    owners = [*chain(*(block.layers for block in network.blocks)), *network.transitions]
+    norms = [*chain(*map(_norms, owners)), network.norm]
+    if _is_split(network.stem):
+        norms.append(network.stem.norm)
+    return dict(zip(norms, scales_and_shifts(norms), strict=True))
 
 
 def scales_and_shifts(norms: Sequence[nn.BatchNorm2d]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -116,22 +132,25 @@ def _spaces(memory: Scratch, like: Tensor, channels: Sequence[int]) -> tuple[lis
     return [Space(matrix, as_maps(matrix, like)) for matrix in matrices], scratch
 
 
-def infer(network: Any, x: Tensor) -> Tensor:
+def infer(
+    network: Any,
+    x: Tensor,
+    folded: Folded | None = None,
+    weights: Mapping[nn.Module, Tensor] | None = None,
+) -> Tensor:
     """Return the logits (N, classes) of images (N, C, H, W), as the modules would.
 
     Args:
         network: a :class:`~densenet_from_scratch.DenseNet` for which :func:`can_infer` holds.
         x: checked images.
+        folded: what :func:`fold` returns, if it is known already.
+        weights: conv1's weights (4k, channels read) of layers into which norm2 is folded already.
     """
-    x = x.contiguous(memory_format=torch.channels_last)
-    owners = [*chain(*(block.layers for block in network.blocks)), *network.transitions]
-    norms = [*chain(*map(_norms, owners)), network.norm]
-    stem, split_stem = network.stem, _is_split(network.stem)
-    maps = stem.conv(x) if split_stem else stem(x)
-    memory = Scratch(x)
+    stem, x = network.stem, x.contiguous(memory_format=torch.channels_last)
+    split_stem = _is_split(stem)
+    maps, memory = stem.conv(x) if split_stem else stem(x), Scratch(x)
     with torch.inference_mode():  # spares each operation its bookkeeping for autograd
-        norms += [stem.norm] if split_stem else []
-        folded = dict(zip(norms, scales_and_shifts(norms), strict=True))
+        folded, weights = folded or fold(network), weights or {}
         if split_stem:
             _activate_all(as_matrix(maps), folded[stem.norm])
             maps = stem.pool(maps)
@@ -147,9 +166,73 @@ def infer(network: Any, x: Tensor) -> Tensor:
                 weight = transition.conv.weight.flatten(1)
                 torch.mm(as_matrix(pooled), weight.T, out=every.matrix[:, : len(weight)])
             for layer in block.layers:
-                _run_layer(layer, every, middle, folded, scratch)
+                _run_layer(layer, every, middle, folded, weights.get(layer), scratch)
         features = _pool(every, folded[network.norm], size=0)
     return network.classifier(features.clone())  # a tensor like any other again
+
+
+class FrozenDenseNet(nn.Module):
+    """A DenseNet for inference only: what the weights alone decide is computed once.
+
+    It holds a copy of the network, in evaluation; what is done to the original later, it does not
+    see. Beside a network in evaluation it saves the time to look whether anything has changed and
+    to fold the BatchNorms, which counts for single and for small images.
+
+    Args:
+        network: a :class:`~densenet_from_scratch.DenseNet` whose blocks and transitions are as
+            built, without hooks.
+
+    Raises:
+        ValueError: a part of the network is of another kind.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network: Any = copy.deepcopy(network).eval().requires_grad_(False)
+        if not hasattr(network, "transitions") or not is_known(self.network):
+            raise ValueError(
+                "network must be a DenseNet with blocks and transitions as built and no hooks, "
+                f"got {type(network).__name__}"
+            )
+        self._prepare()
+
+    @torch.no_grad()
+    def _prepare(self) -> None:
+        self.folded = fold(self.network)
+        layers = chain(*(block.layers for block in self.network.blocks))
+        self.weights: dict[nn.Module, Tensor] = {
+            layer: layer.conv1.weight.flatten(1) * self.folded[layer.norm2][0][:, None]
+            for layer in layers
+            if isinstance(layer, BottleneckLayer)
+        }
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (N, C, H, W) to logits (N, classes), without gradients.
+
+        Raises:
+            ValueError: ``x`` is not a batch of images that the network takes.
+        """
+        network = self.network
+        x = check_images(x, network.stem.conv.in_channels, network.minimum_size)
+        with torch.autocast(x.device.type, enabled=False):
+            return infer(network, x, self.folded, self.weights)
+
+    def train(self, mode: bool = True) -> "FrozenDenseNet":
+        """Stay in evaluation, whatever is asked for."""
+        return super().train(False)
+
+    def _apply(self, *arguments: Any, **options: Any) -> "FrozenDenseNet":
+        """Compute anew what was computed of weights that move or change their type."""
+        super()._apply(*arguments, **options)
+        self._prepare()
+        return self
+
+    def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
+        """Load weights and fold them."""
+        result = super().load_state_dict(*arguments, **options)
+        self._prepare()
+        return result
 
 
 def _is_split(stem: Any) -> bool:
@@ -172,18 +255,27 @@ def _norms(owner: nn.Module) -> list[Any]:
     return [part for name, part in owner._modules.items() if name.startswith("norm")]
 
 
-def _run_layer(layer: Any, every: Space, middle: Space, folded: Folded, scratch: Scratch) -> None:
+def _run_layer(
+    layer: Any,
+    every: Space,
+    middle: Space,
+    folded: Folded,
+    weight: Tensor | None,
+    scratch: Scratch,
+) -> None:
     """Write a layer's new maps behind all the maps before them, which it reads."""
     width, end = layer.conv1.weight.shape[:2]
     read, norm1 = every.matrix[:, :end], folded[layer.norm1]
     if isinstance(layer, BottleneckLayer):
-        weight, (scale, shift) = layer.conv1.weight.view(width, end), folded[layer.norm2]
+        scale, shift = folded[layer.norm2]
         # norm2 multiplies what the product has made, or else the weights, whichever are fewer.
-        if fold := len(read) > end:
-            weight = weight * scale[:, None]
+        norm2_in_weight = weight is not None or len(read) > end
+        if weight is None:
+            weight = layer.conv1.weight.view(width, end)
+            weight = weight * scale[:, None] if norm2_in_weight else weight
         for part, out in in_pieces(read, middle.matrix):
             a = activate(part, *norm1, scratch(part))
-            if fold:
+            if norm2_in_weight:
                 torch.addmm(shift, a, weight.T, out=out).relu_()
             else:
                 activate(torch.mm(a, weight.T, out=out), scale, shift, out)

@@ -69,6 +69,7 @@ def test_inference(monkeypatch, tmp_path, capsys):
             "timm",
             "ours, plain",
             "ours",
+            "ours, frozen",
         ]
         assert result["ratio to torchvision"]["torchvision"] == 1
     assert (tmp_path / "inference.png").read_bytes().startswith(b"\x89PNG")

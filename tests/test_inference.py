@@ -11,7 +11,13 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from densenet_from_scratch import DenseNet, densenet121, from_torchvision, shared
+from densenet_from_scratch import (
+    DenseNet,
+    FrozenDenseNet,
+    densenet121,
+    from_torchvision,
+    shared,
+)
 from densenet_from_scratch import model as model_module
 
 NETWORKS = {
@@ -255,3 +261,45 @@ def test_a_changed_stem_runs_as_it_is(change, monkeypatch):
     assert calls == 1
     assert len(seen) == (change is a_hook)
     torch.testing.assert_close(logits, network(images()), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("options", NETWORKS.values(), ids=NETWORKS)
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_frozen_network_gives_what_the_network_gives(options, count):
+    network = trained(**options)
+    x = images(count)
+    expected = network(x).detach()
+    frozen = FrozenDenseNet(network.train())
+    assert network.training, "the original is left alone"
+    for _ in range(2):
+        logits = frozen(x.clone().requires_grad_())
+        assert not logits.requires_grad
+        torch.testing.assert_close(logits, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(frozen.train()(x), expected, rtol=1e-12, atol=1e-12)
+    network.norm.bias.data.add_(1)
+    torch.testing.assert_close(frozen(x), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_frozen_network_follows_its_own_weights():
+    network, other, x = trained(), trained(), images()
+    other.blocks[0].layers[0].norm2.weight.data.mul_(2)
+    frozen = FrozenDenseNet(network)
+    frozen.load_state_dict(FrozenDenseNet(other).state_dict())
+    torch.testing.assert_close(frozen(x), other(x), rtol=1e-12, atol=1e-12)
+    single = FrozenDenseNet(network).float()
+    torch.testing.assert_close(single(x.float()), network.float()(x.float()))
+    for twin in (copy.deepcopy(frozen), pickle.loads(pickle.dumps(frozen))):
+        torch.testing.assert_close(twin(x), other(x), rtol=1e-12, atol=1e-12)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert single(x.float()).dtype == torch.float32
+
+
+def test_a_frozen_network_refuses_what_it_cannot_run():
+    network = trained()
+    network.blocks[0].layers[0].register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match="network must be a DenseNet"):
+        FrozenDenseNet(network)
+    with pytest.raises(ValueError, match=r"network must be a DenseNet .* got Linear"):
+        FrozenDenseNet(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="x must"):
+        FrozenDenseNet(trained())(torch.randn(1, 2, 8, 8, dtype=torch.float64))
