@@ -124,7 +124,9 @@ def _spaces(memory: Scratch, like: Tensor, channels: Sequence[int]) -> tuple[lis
     and clear new memory for each.
     """
     rows = like.numel() // like.shape[1]
-    sizes = [*(rows * width for width in channels), torch.get_num_threads() * PIECE]
+    sizes = [rows * width for width in channels]
+    on_cpu = like.device.type == "cpu"
+    sizes.append(min(sizes[0], torch.get_num_threads() * PIECE) if on_cpu else sizes[0])
     *parts, rest = memory.take(sum(sizes)).split(sizes)
     matrices = [part.view(rows, width) for part, width in zip(parts, channels, strict=True)]
     scratch = Scratch(rest)
