@@ -16,8 +16,8 @@ is BatchNorm's, once:
     ∂ℓ/∂x = (Ĝ - mean(Ĝ) - x̂ · mean(Ĝ x̂)) / σ
 
 A 1×1 convolution is the product of such a matrix with the weights. On a CPU it takes some rows at a
-time, few enough that what is computed of them stays in the cache, and where the module ``fused`` has
-a kernel, a chain of elementwise operations is one pass over them.
+time, few enough that what is computed of them stays in the cache, and where module ``fused`` has a
+kernel, a chain of elementwise operations is one pass over them.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
