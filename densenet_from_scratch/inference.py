@@ -97,14 +97,18 @@ def scales_and_shifts(norms: Sequence[nn.BatchNorm2d]) -> Iterator[tuple[Tensor,
 
     They are computed for all norms together: a few long operations instead of many short ones.
     """
-    parts: list[Any] = list(norms)
-    widths = [part.num_features for part in parts]
-    scale = torch.cat([part.running_var for part in parts])
-    eps = scale.new_tensor([part.eps for part in parts])
+
+    def every(kind: str, name: str) -> Tensor:
+        # norm.weight would look for the name in several places; here it is known where it is.
+        return torch.cat([getattr(norm, kind)[name] for norm in norms])
+
+    widths = [norm.num_features for norm in norms]
+    scale = every("_buffers", "running_var")
+    eps = scale.new_tensor([norm.eps for norm in norms])
     scale += eps.repeat_interleave(torch.tensor(widths, device=scale.device))
-    scale.rsqrt_().mul_(torch.cat([part.weight for part in parts]))
-    shift = torch.cat([part.bias for part in parts])
-    shift.addcmul_(torch.cat([part.running_mean for part in parts]), scale, value=-1)
+    scale.rsqrt_().mul_(every("_parameters", "weight"))
+    mean, shift = every("_buffers", "running_mean"), every("_parameters", "bias")
+    shift.addcmul_(mean, scale, value=-1)
     return zip(scale.split(widths), shift.split(widths), strict=True)
 
 
@@ -250,7 +254,7 @@ def _is_split(stem: Any) -> bool:
 
 def _is_linear(norm: Any) -> bool:
     """Say whether a BatchNorm multiplies and adds the same, whatever the batch."""
-    return not norm.training and norm.running_mean is not None and norm.affine
+    return not norm.training and norm._buffers["running_mean"] is not None and norm.affine
 
 
 def _norms(owner: nn.Module) -> list[Any]:

@@ -106,9 +106,9 @@ def is_as_built(owner: nn.Module) -> bool:
     for name, part in owner._modules.items():
         if type(part) is nn.Conv2d:
             size = sizes.get(name, 0)
-            built = ((size, size), (1, 1), ((size - 1) // 2,) * 2, (1, 1), 1, "zeros")
+            built = ((size, size), (1, 1), ((size - 1) // 2,) * 2, (1, 1), 1, "zeros", None)
             given = (part.kernel_size, part.stride, part.padding, part.dilation, part.groups)
-            if (*given, part.padding_mode) != built or part.bias is not None:
+            if (*given, part.padding_mode, part._parameters["bias"]) != built:
                 return False
         elif type(part) is not nn.BatchNorm2d:
             return False
@@ -117,14 +117,14 @@ def is_as_built(owner: nn.Module) -> bool:
 
 def are_as_built(layers: Iterable[nn.Module]) -> bool:
     """Say whether a block's layers are as built and alike: one kind, width and growth rate."""
-    alike: list[Any] = list(layers)
-    if not all(map(is_as_built, alike)):
-        return False
-    kinds = {type(layer) for layer in alike}
-    widths = {layer.conv1.out_channels for layer in alike}
-    if kinds == {BottleneckLayer}:
-        return len(widths) == len({layer.conv2.out_channels for layer in alike}) == 1
-    return len(kinds) == len(widths) == 1
+    alike = list(layers)
+    kinds = set()
+    for layer in alike:
+        if not is_as_built(layer):
+            return False
+        convolutions = [part for part in layer._modules.values() if type(part) is nn.Conv2d]
+        kinds.add((type(layer), *(conv.out_channels for conv in convolutions)))
+    return len(kinds) == 1
 
 
 # --- Normalise -----------------------------------------------------------------------------------
