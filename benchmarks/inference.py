@@ -133,13 +133,13 @@ def table(results: list[dict]) -> str:
 def draw(results: list[dict], path: Path) -> None:
     """Draw the ratios to torchvision's time, a group of bars for each case."""
     figure, [axis] = new_axes(7.2, 1.2 + 0.7 * len(results))
-    hatches = ("", "//", "..", "xx", "++")
+    hatches, width = ("", "//", "..", "xx", "++"), 0.8 / len(PEERS)
     for row, result in enumerate(results):
         for number, name in enumerate(PEERS):
             ratio = result["ratio to torchvision"][name]
-            place = row + 0.16 * (number - 2)
+            place = row + width * (number - (len(PEERS) - 1) / 2)
             look = {"color": PALETTE[number], "hatch": hatches[number], "edgecolor": "white"}
-            axis.barh(place, ratio, 0.16, label=name if row == 0 else None, **look)
+            axis.barh(place, ratio, width, label=name if row == 0 else None, **look)
             axis.annotate(f" {ratio:.2f}", (ratio, place), va="center", fontsize=7)
     cases = [f"{r['device']}, batch {r['batch']}\n{r['format']}" for r in results]
     axis.set_yticks(range(len(cases)), cases, fontsize=9)
@@ -147,7 +147,7 @@ def draw(results: list[dict], path: Path) -> None:
     axis.axvline(1, color="black", linewidth=1)
     axis.grid(False, axis="y")
     axis.set_xlabel("time, in units of torchvision's")
-    axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=5, fontsize=9)
+    axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(PEERS), fontsize=9)
     path.write_bytes(to_png(figure))
 
 

@@ -131,27 +131,27 @@ def kernels(dtype: torch.dtype) -> Kernels | None:
     compiler = shlex.split(os.environ.get("CC", "")) or ["cc"]
     if os.environ.get("DENSENET_FUSED") == "0" or not shutil.which(compiler[0]):
         return None
-    command = [*compiler, *OPTIONS, f"-DREAL={REALS[dtype]}"]
+    options = (*OPTIONS, f"-DREAL={REALS[dtype]}")
     try:
-        recipe = "\n".join((SOURCE.read_text(), *command, _processor()))
+        recipe = "\n".join((SOURCE.read_text(), *compiler, *options, _processor()))
         library = folder() / f"fused-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.so"
         if not library.exists():
-            _compile(command, library)
+            _compile(compiler, options, library)
         return Kernels(ctypes.CDLL(str(library)))
     except (OSError, subprocess.SubprocessError) as error:
         logging.getLogger(__name__).info("PyTorch's operations run, not fused.c: %s", error)
         return None
 
 
-def _compile(command: list[str], library: Path) -> None:
+def _compile(compiler: list[str], options: tuple[str, ...], library: Path) -> None:
     """Compile fused.c; the finished library appears at once or not at all."""
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as work:
         # OpenMP is used but not linked: its threads are to be PyTorch's, whose library is loaded.
         half, whole = Path(work, "fused.o"), Path(work, library.name)
         for step in (
-            [*command, "-c", str(SOURCE), "-o", str(half)],
-            [command[0], "-shared", str(half), "-o", str(whole)],
+            [*compiler, *options, "-c", str(SOURCE), "-o", str(half)],
+            [*compiler, "-shared", str(half), "-o", str(whole)],
         ):
             subprocess.run(step, check=True, capture_output=True, timeout=SECONDS)
         os.replace(whole, library)

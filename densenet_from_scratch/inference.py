@@ -37,7 +37,6 @@ from densenet_from_scratch.shared import (
     as_matrix,
     in_pieces,
     is_as_built,
-    pieces,
 )
 
 Folded = Mapping[nn.BatchNorm2d, tuple[Tensor, Tensor]]
@@ -84,7 +83,10 @@ def is_known(network: Any) -> bool:
 
 
 def fold(network: Any) -> Folded:
-    """Return what every BatchNorm of a DenseNet multiplies by and adds."""
+    """Return what every BatchNorm of a DenseNet multiplies by and adds.
+
+    That of the stem is left out where the stem has to run as a whole.
+    """
     owners = [*chain(*(block.layers for block in network.blocks)), *network.transitions]
     norms = [*chain(*map(_norms, owners)), network.norm]
     if _is_split(network.stem):
@@ -153,12 +155,15 @@ def infer(
         weights: conv1's weights (4k, channels read) of layers into which norm2 is folded already.
     """
     stem, x = network.stem, x.contiguous(memory_format=torch.channels_last)
-    split_stem = _is_split(stem)
-    maps, memory = stem.conv(x) if split_stem else stem(x), Scratch(x)
+    if folded is None:
+        with torch.inference_mode():
+            folded = fold(network)
+    stem_norm = folded[stem.norm] if getattr(stem, "norm", None) in folded else None
+    maps, memory = stem(x) if stem_norm is None else stem.conv(x), Scratch(x)
     with torch.inference_mode():  # spares each operation its bookkeeping for autograd
-        folded, weights = folded or fold(network), weights or {}
-        if split_stem:
-            _activate_all(as_matrix(maps), folded[stem.norm])
+        weights = weights or {}
+        if stem_norm is not None:
+            _activate_all(as_matrix(maps), stem_norm)
             maps = stem.pool(maps)
         for index, block in enumerate(network.blocks):
             channels = (block.out_channels, block.layers[0].conv1.out_channels)
@@ -302,5 +307,5 @@ def _pool(every: Space, norm: tuple[Tensor, Tensor], size: int) -> Tensor:
 
 
 def _activate_all(matrix: Tensor, norm: tuple[Tensor, Tensor]) -> None:
-    for rows in pieces(matrix):
-        activate(matrix[rows], *norm, matrix[rows])
+    for (part,) in in_pieces(matrix):
+        activate(part, *norm, part)

@@ -63,11 +63,7 @@ def pieces(matrix: Tensor, multiple: int = 1) -> Iterator[slice]:
 
 def in_pieces(*matrices: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Cut matrices into :func:`pieces` of the same rows, as many as suit the first one."""
-    if rows_at_once(matrices[0]) >= len(matrices[0]):
-        yield matrices
-        return
-    for rows in pieces(matrices[0]):
-        yield tuple(matrix[rows] for matrix in matrices)
+    return (tuple(matrix[rows] for matrix in matrices) for rows in pieces(matrices[0]))
 
 
 class Scratch:
@@ -117,9 +113,8 @@ def is_as_built(owner: nn.Module) -> bool:
 
 def are_as_built(layers: Iterable[nn.Module]) -> bool:
     """Say whether a block's layers are as built and alike: one kind, width and growth rate."""
-    alike = list(layers)
     kinds = set()
-    for layer in alike:
+    for layer in layers:
         if not is_as_built(layer):
             return False
         convolutions = [part for part in layer._modules.values() if type(part) is nn.Conv2d]
@@ -453,6 +448,10 @@ class SharedNormalisation(torch.autograd.Function):
             Kept(*kept[start : start + len(Kept._fields)])
             for start in range(0, len(kept), len(Kept._fields))
         ]
+
+        def remade(number: int, width: int) -> Remade:
+            return Remade(x_hat[:, :width], values[number], every_kept[number], scratch[0])
+
         made = None
         for number in reversed(range(len(layers))):
             layer, keep = layers[number], every_kept[number]
@@ -462,15 +461,12 @@ class SharedNormalisation(torch.autograd.Function):
                 grad_new = grad_new * keep.dropout.to(grad_new.dtype) / (1 - layer.drop_rate)
             if isinstance(layer, BottleneckLayer):
                 if made is None:
-                    made = Remade(x_hat[:, :end], values[number], keep, scratch[0])
+                    made = remade(number, end)
                     for rows in pieces(made.x_hat):
                         made.make(rows)
                 before = None
                 if number > 0 and rows_at_once(made.x_hat) < len(x_hat):
-                    width = end - len(values[number - 1][-1])
-                    before = Remade(
-                        x_hat[:, :width], values[number - 1], every_kept[number - 1], scratch[0]
-                    )
+                    before = remade(number - 1, end - len(values[number - 1][-1]))
                 found = bottleneck_backward(grad_new, total[:, :end], made, before, scratch)
                 made = before
             else:

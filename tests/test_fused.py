@@ -160,6 +160,11 @@ def test_the_library_is_compiled_once_and_kept_in_the_cache(tmp_path):
     assert library.stat().st_mtime_ns == made
 
 
+@compiler
+def test_the_compiler_may_be_several_words(tmp_path):
+    assert train_elsewhere(XDG_CACHE_HOME=str(tmp_path), CC="env cc") == "True"
+
+
 def test_without_a_compiler_or_a_place_pytorch_does_the_work(tmp_path):
     """Training goes on, without a word and with nothing half-written."""
     cache = tmp_path / "cache"

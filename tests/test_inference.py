@@ -294,6 +294,14 @@ def test_a_frozen_network_follows_its_own_weights():
         assert single(x.float()).dtype == torch.float32
 
 
+def test_a_frozen_network_does_not_mind_a_hook_of_its_stem_that_goes():
+    network, x = trained(small_inputs=False), images()
+    network.stem.relu.register_forward_hook(lambda *_: None)
+    frozen = FrozenDenseNet(network)
+    frozen.network.stem.relu._forward_hooks.clear()
+    torch.testing.assert_close(frozen(x), network(x), rtol=1e-12, atol=1e-12)
+
+
 def test_a_frozen_network_refuses_what_it_cannot_run():
     network = trained()
     network.blocks[0].layers[0].register_forward_hook(lambda *_: None)
