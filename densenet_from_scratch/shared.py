@@ -63,7 +63,11 @@ def pieces(matrix: Tensor, multiple: int = 1) -> Iterator[slice]:
 
 def in_pieces(*matrices: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Cut matrices into :func:`pieces` of the same rows, as many as suit the first one."""
-    return (tuple(matrix[rows] for matrix in matrices) for rows in pieces(matrices[0]))
+    if rows_at_once(matrices[0]) >= len(matrices[0]):
+        yield matrices  # uncut: for small maps, cutting takes a noticeable share of the time
+        return
+    for rows in pieces(matrices[0]):
+        yield tuple(matrix[rows] for matrix in matrices)
 
 
 class Scratch:
