@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -9,16 +10,19 @@ from torch import Tensor
 
 
 def check_count(name: str, value: Any, minimum: int = 1) -> int:
-    """Return ``value`` if it is an integer of at least ``minimum``; raise ``ValueError`` if not."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+    """Return ``value`` if it is an integer of at least ``minimum``; raise ``ValueError`` if not.
+
+    NumPy's integers are integers too.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
         raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}")
-    return value
+    return int(value)
 
 
 def check_fraction(name: str, value: Any, *, zero: bool = False, one: bool = True) -> float:
     """Return ``value`` if it is a number between 0 and 1 (ends by choice); else ``ValueError``."""
     interval = f"{'[' if zero else '('}0, 1{']' if one else ')'}"
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+    number = isinstance(value, Real) and not isinstance(value, bool)
     if not (number and 0 <= value <= 1 and (zero or value != 0) and (one or value != 1)):
         raise ValueError(f"{name} must be a number in {interval}, got {value!r}")
     return float(value)
@@ -26,7 +30,7 @@ def check_fraction(name: str, value: Any, *, zero: bool = False, one: bool = Tru
 
 def check_number(name: str, value: Any, *, zero: bool = False) -> float:
     """Return ``value`` if it is a finite number above 0 (or 0, by choice); else ``ValueError``."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+    number = isinstance(value, Real) and not isinstance(value, bool)
     if not (number and math.isfinite(value) and (value > 0 or (zero and value == 0))):
         least = "of at least 0" if zero else "above 0"
         raise ValueError(f"{name} must be a finite number {least}, got {value!r}")

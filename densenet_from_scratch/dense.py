@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densenet_from_scratch.arguments import check_count, check_fraction
+from densenet_from_scratch.arguments import check_choice, check_count, check_fraction
+
+DROP_AFTER = ("layer", "convolution")
 
 
 class DenseLayer(nn.Module):
@@ -55,13 +57,22 @@ class BottleneckLayer(nn.Module):
         growth_rate: maps it adds, k.
         bn_size: width of the bottleneck in units of k; the paper uses 4.
         drop_rate: share of its output that dropout sets to zero in training.
+        drop_after: ``"layer"`` drops out of the layer's output only, as torchvision does;
+            ``"convolution"`` also of the bottleneck's, as section 4.2 of the paper says ("after
+            each convolutional layer") and the authors' code does.
 
     Raises:
-        ValueError: a count is not a positive integer, or ``drop_rate`` is not in [0, 1).
+        ValueError: a count is not a positive integer, ``drop_rate`` is not in [0, 1), or
+            ``drop_after`` is unknown.
     """
 
     def __init__(
-        self, in_channels: int, growth_rate: int, bn_size: int = 4, drop_rate: float = 0.0
+        self,
+        in_channels: int,
+        growth_rate: int,
+        bn_size: int = 4,
+        drop_rate: float = 0.0,
+        drop_after: str = "layer",
     ) -> None:
         super().__init__()
         check_count("in_channels", in_channels)
@@ -72,6 +83,8 @@ class BottleneckLayer(nn.Module):
         self.conv1 = nn.Conv2d(in_channels, width, kernel_size=1, bias=False)
         self.norm2 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, growth_rate, kernel_size=3, padding=1, bias=False)
+        everywhere = check_choice("drop_after", drop_after, DROP_AFTER) == "convolution"
+        self.bottleneck_drop_rate = self.drop_rate if everywhere else 0.0
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, k_0 + k(l - 1), H, W) to (N, k, H, W)."""
@@ -79,7 +92,9 @@ class BottleneckLayer(nn.Module):
 
     def through_conv1(self, x: Tensor) -> Tensor:
         """The part that reads all earlier maps: norm1, ReLU and conv1, to (N, 4k, H, W)."""
-        return self.conv1(F.relu(self.norm1(x)))
+        x = self.conv1(F.relu(self.norm1(x)))
+        rate = self.bottleneck_drop_rate
+        return F.dropout(x, rate, self.training) if rate else x
 
     def after_conv1(self, x: Tensor) -> Tensor:
         """The rest, from the bottleneck (N, 4k, H, W) to the new maps (N, k, H, W)."""
@@ -97,9 +112,12 @@ class DenseBlock(nn.Module):
         bottleneck: bottleneck layers (DenseNet-B) or basic ones.
         bn_size: width of a bottleneck in units of k.
         drop_rate: dropout after each layer.
+        drop_after: see :class:`BottleneckLayer`; a basic layer has one convolution, so nothing to
+            choose.
 
     Raises:
-        ValueError: a count is not a positive integer, or ``drop_rate`` is not in [0, 1).
+        ValueError: a count is not a positive integer, ``drop_rate`` is not in [0, 1), or
+            ``drop_after`` is unknown.
     """
 
     def __init__(
@@ -110,14 +128,16 @@ class DenseBlock(nn.Module):
         bottleneck: bool = True,
         bn_size: int = 4,
         drop_rate: float = 0.0,
+        drop_after: str = "layer",
     ) -> None:
         super().__init__()
+        check_choice("drop_after", drop_after, DROP_AFTER)
         check_count("num_layers", num_layers)
         check_count("in_channels", in_channels)
         check_count("growth_rate", growth_rate)
         widths = range(in_channels, in_channels + num_layers * growth_rate, growth_rate)
         self.layers = nn.ModuleList(
-            BottleneckLayer(width, growth_rate, bn_size, drop_rate)
+            BottleneckLayer(width, growth_rate, bn_size, drop_rate, drop_after)
             if bottleneck
             else DenseLayer(width, growth_rate, drop_rate)
             for width in widths

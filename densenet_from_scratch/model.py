@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from densenet_from_scratch.efficient import (
     checkpointed_stem,
 )
 from densenet_from_scratch.inference import can_infer, infer
-from densenet_from_scratch.plain import initialise
+from densenet_from_scratch.plain import INIT_MODES, initialise
 from densenet_from_scratch.transition import Transition
 
 
@@ -60,7 +61,8 @@ class DenseNet(nn.Module):
         compression: θ, the share of maps that a transition keeps; 1 keeps all.
         num_init_features: maps that the stem makes, k_0.
         bn_size: width of a bottleneck in units of k.
-        drop_rate: dropout after each dense layer; the paper uses 0.2 without augmentation.
+        drop_rate: share that dropout sets to zero in training; the paper uses 0.2 without
+            augmentation.
         num_classes: classes to tell apart.
         small_inputs: the 3×3 stem for small images, or the 7×7 one of ImageNet.
         efficient: how dense blocks run: ``False`` plainly; ``True`` in the least memory, and
@@ -68,6 +70,11 @@ class DenseNet(nn.Module):
             give the same results.
         bottleneck: bottleneck layers (B) or basic ones.
         in_channels: channels of the image.
+        drop_after: where dropout works: ``"layer"``, on the output of each dense layer, as in
+            torchvision; or ``"convolution"``, after each convolution but the first, as the paper
+            says (section 4.2) and the authors' code does.
+        init_mode: first weights are scaled by their ``"fan_in"``, as in torchvision, or
+            ``"fan_out"``, as in the authors' code: ``plain.initialise`` tells the difference.
 
     Raises:
         ValueError: an argument is out of range; the message names it, its value and the range.
@@ -86,6 +93,8 @@ class DenseNet(nn.Module):
         efficient: bool | str = False,
         bottleneck: bool = True,
         in_channels: int = 3,
+        drop_after: str = "layer",
+        init_mode: str = "fan_in",
     ) -> None:
         super().__init__()
         check_count("num_classes", num_classes)
@@ -96,6 +105,9 @@ class DenseNet(nn.Module):
         check_fraction("compression", compression)
         block_type = BLOCK_TYPES[check_choice("efficient", efficient, BLOCK_TYPES)]
 
+        check_choice("init_mode", init_mode, INIT_MODES)
+        transition_drop_rate = drop_rate if drop_after == "convolution" else 0.0
+
         stem_type = SmallStem if small_inputs else ImageNetStem
         self.stem = stem_type(in_channels, channels)
         self.checkpoint_stem = efficient is not False and not small_inputs
@@ -103,11 +115,13 @@ class DenseNet(nn.Module):
         self.transitions = nn.ModuleList()
         for index, num_layers in enumerate(block_config):
             check_count(f"block_config[{index}]", num_layers)
-            block = block_type(num_layers, channels, growth_rate, bottleneck, bn_size, drop_rate)
+            block = block_type(
+                num_layers, channels, growth_rate, bottleneck, bn_size, drop_rate, drop_after
+            )
             self.blocks.append(block)
             channels = block.out_channels
             if index < len(block_config) - 1:  # a transition between blocks, none after the last
-                transition = Transition(channels, compression)
+                transition = Transition(channels, compression, transition_drop_rate)
                 self.transitions.append(transition)
                 channels = transition.out_channels
         self.norm = nn.BatchNorm2d(channels)
@@ -117,7 +131,7 @@ class DenseNet(nn.Module):
         self.minimum_size = 2 ** len(self.transitions)
         if not small_inputs:
             self.minimum_size = 4 * (self.minimum_size - 1) + 1
-        self.apply(initialise)
+        self.apply(partial(initialise, mode=init_mode))
 
     def features(self, x: Tensor) -> Tensor:
         """Map images (N, C, H, W) to the last block's normalised maps, before the ReLU."""
@@ -161,6 +175,8 @@ def densenet_cifar(
     num_classes: int = 10,
     efficient: bool | str = False,
     in_channels: int = 3,
+    drop_after: str = "layer",
+    init_mode: str = "fan_in",
 ) -> DenseNet:
     """Build a network of the paper's CIFAR and SVHN experiments (sections 3 and 4) from L and k.
 
@@ -173,10 +189,12 @@ def densenet_cifar(
         growth_rate: k.
         bottleneck: DenseNet-B.
         compression: θ; below 1 it is DenseNet-C.
-        drop_rate: dropout after each dense layer.
+        drop_rate: share that dropout sets to zero in training.
         num_classes: classes to tell apart.
         efficient: how dense blocks run, see :class:`DenseNet`.
         in_channels: channels of the image.
+        drop_after: ``"layer"`` or ``"convolution"``, see :class:`DenseNet`.
+        init_mode: ``"fan_in"`` or ``"fan_out"``, see :class:`DenseNet`.
 
     Raises:
         ValueError: no such network has depth ``depth``, or another argument is out of range.
@@ -200,6 +218,8 @@ def densenet_cifar(
         efficient=efficient,
         bottleneck=bottleneck,
         in_channels=in_channels,
+        drop_after=drop_after,
+        init_mode=init_mode,
     )
 
 

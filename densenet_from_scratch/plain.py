@@ -10,7 +10,7 @@ networks of chapters 1 to 3 differ in their connections and in nothing else.
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densenet_from_scratch.arguments import check_count, check_images
+from densenet_from_scratch.arguments import check_choice, check_count, check_images
 
 
 class PlainLayer(nn.Module):
@@ -75,14 +75,28 @@ class PlainNet(nn.Module):
         return self.classifier(x)
 
 
-def initialise(module: nn.Module) -> None:
-    """Draw a convolution's weights from N(0, 2 / fan-in), and zero a linear layer's bias.
+INIT_MODES = ("fan_in", "fan_out")
 
-    He et al. (2015), "Delving Deep into Rectifiers": it keeps a signal's variance constant through
-    conv and ReLU. The DenseNet paper's choice (section 4.2). The full networks of chapters 7 and 8
-    call ``self.apply(initialise)``; the small ones of chapters 1 and 2 keep PyTorch's default.
+
+def initialise(module: nn.Module, mode: str = "fan_in") -> None:
+    """Draw a convolution's weights from N(0, 2 / fan), and zero a linear layer's bias.
+
+    He et al. (2015), "Delving Deep into Rectifiers", section 2.2. With the fan-in (kernel size ×
+    maps in) a signal's variance stays constant on the way forward through conv and ReLU, with the
+    fan-out (kernel size × maps out) a gradient's on the way back. The DenseNet paper names the
+    method (section 4.2) and not the fan: torchvision takes the fan-in, the authors' code the
+    fan-out. The full networks of chapters 7 and 8 call it; the small ones of chapters 1 and 2 keep
+    PyTorch's default.
+
+    Args:
+        module: what to initialise; other kinds of module are left as they are.
+        mode: ``"fan_in"`` or ``"fan_out"``.
+
+    Raises:
+        ValueError: ``mode`` is neither.
     """
+    check_choice("mode", mode, INIT_MODES)
     if isinstance(module, nn.Conv2d):
-        nn.init.kaiming_normal_(module.weight)
+        nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")
     elif isinstance(module, nn.Linear):
         nn.init.zeros_(module.bias)

@@ -15,13 +15,16 @@ class Transition(nn.Module):
     Args:
         in_channels: maps that enter, m.
         compression: θ, the share of the maps that leaves; 1 keeps them all.
+        drop_rate: share of the convolution's output that dropout sets to zero in training. The
+            paper drops out after each convolution but the first (section 4.2); torchvision does not
+            drop out here.
 
     Raises:
-        ValueError: ``in_channels`` is not positive, ``compression`` is not in (0, 1], or no map
-            would be left.
+        ValueError: ``in_channels`` is not positive, ``compression`` is not in (0, 1], no map would
+            be left, or ``drop_rate`` is not in [0, 1).
     """
 
-    def __init__(self, in_channels: int, compression: float = 0.5) -> None:
+    def __init__(self, in_channels: int, compression: float = 0.5, drop_rate: float = 0.0) -> None:
         super().__init__()
         check_count("in_channels", in_channels)
         check_fraction("compression", compression)
@@ -30,9 +33,13 @@ class Transition(nn.Module):
             raise ValueError(
                 f"compression must leave at least one of {in_channels} maps, got {compression!r}"
             )
+        self.drop_rate = check_fraction("drop_rate", drop_rate, zero=True, one=False)
         self.norm = nn.BatchNorm2d(in_channels)
         self.conv = nn.Conv2d(in_channels, self.out_channels, kernel_size=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, m, H, W) to (N, ⌊θm⌋, ⌊H/2⌋, ⌊W/2⌋)."""
-        return F.avg_pool2d(self.conv(F.relu(self.norm(x))), kernel_size=2)
+        x = self.conv(F.relu(self.norm(x)))
+        if self.drop_rate:
+            x = F.dropout(x, self.drop_rate, self.training)
+        return F.avg_pool2d(x, kernel_size=2)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from densenet_from_scratch import BottleneckLayer, DenseBlock, DenseLayer
+from densenet_from_scratch.dense import DROP_AFTER
 
 
 def bn_relu(norm, x):
@@ -79,3 +80,19 @@ def test_dropout_reaches_every_layer_of_a_block():
     for bottleneck in (True, False):
         block = DenseBlock(3, 4, 2, bottleneck, drop_rate=0.3)
         assert [layer.drop_rate for layer in block.layers] == [0.3] * 3
+
+
+def test_dropout_after_every_convolution():
+    """The paper's place for it (section 4.2): behind the bottleneck's convolution, too."""
+    once, twice = (BottleneckLayer(5, 8, drop_rate=0.5, drop_after=w) for w in DROP_AFTER)
+    x = torch.randn(8, 5, 16, 16)
+    for layer, share in ((once, 0.0), (twice, 0.5)):
+        for norm in (layer.norm1, layer.norm2):
+            torch.nn.init.constant_(norm.bias, 9.0)  # so that no ReLU makes zeros of its own
+        zeros = (layer.through_conv1(x) == 0).float().mean().item()
+        assert zeros == pytest.approx(share, abs=0.01)
+        assert (layer(x) == 0).float().mean().item() == pytest.approx(0.5, abs=0.01)
+        layer.eval()
+        assert (layer(x) != 0).all()
+    twice.load_state_dict(once.state_dict())
+    torch.testing.assert_close(twice(x), once(x), rtol=0, atol=0)

@@ -129,17 +129,29 @@ def test_named_networks_pass_their_options_on(efficient):
     assert cifar.blocks[0].layers[0].drop_rate == 0.2
 
 
-def test_initialisation():
-    network = DenseNet(growth_rate=16, block_config=(3, 3), num_init_features=64)
+@pytest.mark.parametrize("mode", ["fan_in", "fan_out"])
+def test_initialisation(mode):
+    network = DenseNet(growth_rate=16, block_config=(3, 3), num_init_features=64, init_mode=mode)
     for name, part in network.named_modules():
         if isinstance(part, nn.Conv2d):
-            fan_in = part.in_channels * math.prod(part.kernel_size)
+            channels = part.in_channels if mode == "fan_in" else part.out_channels
+            fan = channels * math.prod(part.kernel_size)
             deviation = part.weight.std(correction=0).item()
             tolerance = 5 / math.sqrt(2 * part.weight.numel())  # five standard errors
-            assert deviation == pytest.approx(math.sqrt(2 / fan_in), rel=tolerance), name
+            assert deviation == pytest.approx(math.sqrt(2 / fan), rel=tolerance), name
         elif isinstance(part, nn.BatchNorm2d):
             assert (part.weight == 1).all() and (part.bias == 0).all()
     assert (network.classifier.bias == 0).all()
+
+
+def test_where_dropout_works():
+    once = densenet_cifar(16, 4, drop_rate=0.3)
+    everywhere = densenet_cifar(16, 4, drop_rate=0.3, drop_after="convolution")
+    assert [part.drop_rate for part in once.transitions] == [0.0] * 2
+    assert [part.drop_rate for part in everywhere.transitions] == [0.3] * 2
+    for network, rate in ((once, 0.0), (everywhere, 0.3)):
+        layers = [layer for block in network.blocks for layer in block.layers]
+        assert {(layer.drop_rate, layer.bottleneck_drop_rate) for layer in layers} == {(0.3, rate)}
 
 
 # --- The same as torchvision ---------------------------------------------------------------------

@@ -54,3 +54,13 @@ def test_it_equals_torchvisions(training):
         gradients = [p.grad for p in module.parameters()]
         results.append([y, x.grad, *gradients, *module.buffers()])
     torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
+
+
+def test_dropout_between_convolution_and_pooling():
+    transition, x = Transition(6, drop_rate=0.5), torch.randn(8, 6, 32, 32)
+    torch.nn.init.constant_(transition.norm.bias, 9.0)  # so that the ReLU makes no zeros
+    dropped = (transition(x) == 0).float().mean().item()  # all four pixels of a window
+    assert dropped == pytest.approx(0.5**4, abs=0.01)
+    plain = Transition(6)
+    plain.load_state_dict(transition.state_dict())
+    torch.testing.assert_close(transition.eval()(x), plain.eval()(x), rtol=0, atol=0)
