@@ -1,5 +1,7 @@
 """The glossary and the notation page know every term and symbol, and are linked."""
 
+import functools
+import itertools
 import re
 from pathlib import Path
 
@@ -70,3 +72,108 @@ def test_every_row_is_complete_and_says_where_it_comes_in(page):
 def test_the_glossary_is_in_order():
     terms = [row.strip().lower() for row in first_columns(PAGES[0]).splitlines()[2:]]
     assert terms == sorted(terms)
+
+
+# --- Where a row leads --------------------------------------------------------------------------
+
+
+@functools.cache
+def texts() -> dict[int, str]:
+    """What each chapter says, without the map of the course, which names what others explain."""
+    found = {}
+    for path in CHAPTERS:
+        cells = [c.source for c in nbformat.read(path, 4).cells if c.cell_type == "markdown"]
+        said = [text for text in cells if not text.startswith("## The course\n")]
+        found[int(path.name[:2])] = "\n\n".join(said)
+    return found
+
+
+def rows(page: Path) -> list:
+    """The first column of each row and the chapters in its last one."""
+    found = []
+    for line in page.read_text().splitlines():
+        if line.startswith("|") and not line.startswith(("| term", "| symbol", "|---")):
+            columns = [column.strip() for column in line.split("|")]
+            chapters = [int(number) for number in re.findall(r"\[(\d+)\]\(", columns[-2])]
+            found.append(pytest.param(columns[1], chapters, id=columns[1]))
+    return found
+
+
+def forms(term: str) -> list[str]:
+    """The forms of a term: "batch normalisation (BN)" has two, and commas part others."""
+    found = []
+    for part in term.split(", "):
+        both = re.fullmatch(r"(.+) \((.+)\)", part)
+        found += both.groups() if both else [part]
+    return found
+
+
+def stem(word: str) -> str:
+    """A word without what grammar has put at its end."""
+    return re.sub(r"(ation|isation|ing|ion|ed|es|s|e)$", "", word) if len(word) > 4 else word
+
+
+def uses_term(text: str, form: str) -> bool:
+    """Whether the words of a term stand together, in any order and with any ending."""
+    stems = [re.escape(stem(word)) for word in re.split(r"[ -]", form.lower())]
+    orders = [r"\w*\W+(?:\w+\W+){0,3}?".join(order) for order in itertools.permutations(stems)]
+    return any(re.search(r"\b" + order, text.lower()) for order in orders)
+
+
+@functools.cache
+def defined(number: int) -> set[tuple[str, ...]]:
+    """The terms that a chapter defines: bold or in italics, and not the label of a list's item."""
+    text = re.sub(
+        r"```.*?```|`[^`]*`|^\s*- (?:The )?\*\*.*?\*\*", "", texts()[number], flags=re.M | re.S
+    )
+    marked = re.findall(r"\*\*(.+?)\*\*|(?<!\*)\*(?![\s*])([^*]+)\*(?!\*)", text, flags=re.S)
+    return {words_of(bold or italic) for bold, italic in marked}
+
+
+def words_of(term: str) -> tuple[str, ...]:
+    words = re.findall(r"\w+", term.lower())
+    return tuple(stem(word) for word in words if word not in ("the", "a", "an"))
+
+
+@pytest.mark.parametrize(("term", "chapters"), rows(PAGES[0]))
+def test_a_term_leads_to_the_first_chapter_that_defines_it(term, chapters):
+    used = {n: [f for f in forms(term) if uses_term(text, f)] for n, text in texts().items()}
+    assert all(used[number] for number in chapters), f"used in {[n for n in used if used[n]]}"
+    defining = [n for n in texts() if any(words_of(form) in defined(n) for form in forms(term))]
+    assert not defining or defining[0] in chapters, f"defined in {defining}"
+
+
+@functools.cache
+def formulas(number: int) -> str:
+    return "\n".join(tokens(formula) for formula in mathematics(texts()[number]))
+
+
+def tokens(formula: str) -> str:
+    """A formula with a space on both sides of whatever LaTeX reads as one."""
+    found = re.findall(r"\\[A-Za-z]+|\\.|\d+|\S", formula)
+    return " " + "".join(f"{token} " for token in found if token != r"\,")
+
+
+def uses_formula(number: int, formula: str) -> bool:
+    """Whether a chapter has a formula; a dot in it stands for anything."""
+    wanted = re.escape(tokens(formula)).replace(re.escape(r"\cdot"), ".+?")
+    return re.search(wanted, formulas(number)) is not None
+
+
+def first_formulas(row: str) -> list[str]:
+    """What a row is about, as chapters write it: of a concatenation its beginning."""
+    return [re.sub(r"^(\[.*?),.*", r"\1,", formula) for formula in mathematics(row)]
+
+
+@pytest.mark.parametrize(("row", "chapters"), rows(PAGES[1]))
+def test_a_symbol_leads_to_the_first_chapter_that_uses_it(row, chapters):
+    """The first one where the symbol means one thing only; another one where it means several."""
+    letters = [symbols(mathematics(param.values[0])) for param in rows(PAGES[1])]
+    for formula in first_formulas(row):
+        using = [number for number in texts() if uses_formula(number, formula)]
+        assert set(using) & set(chapters), f"${formula}$ is used in {using}"
+        own = symbols([formula])
+        several = len(own) == 1 and sum(bool(own & others) for others in letters) > 1
+        assert several or using[0] in chapters, f"${formula}$ is used in {using}"
+    used = [n for n in chapters if any(uses_formula(n, f) for f in first_formulas(row))]
+    assert used == chapters
