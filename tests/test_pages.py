@@ -9,6 +9,7 @@ import nbformat
 import pytest
 
 CHAPTERS = sorted((Path(__file__).parent.parent / "chapters").glob("*.ipynb"))
+SOLUTIONS = Path(__file__).parent.parent / "solutions"
 PAGES = [CHAPTERS[0].with_name(name) for name in ("glossary.md", "notation.md")]
 # Commands of LaTeX that lay out or relate, and name nothing.
 NO_SYMBOLS = set(
@@ -121,13 +122,14 @@ def uses_term(text: str, form: str) -> bool:
 
 
 @functools.cache
-def defined(number: int) -> set[tuple[str, ...]]:
-    """The terms that a chapter defines: bold or in italics, and not the label of a list's item."""
+def marked(number: int, mark: str) -> set[tuple[str, ...]]:
+    """The terms that a chapter sets bold (or in italics), but not as the label of a list's item."""
     text = re.sub(
         r"```.*?```|`[^`]*`|^\s*- (?:The )?\*\*.*?\*\*", "", texts()[number], flags=re.M | re.S
     )
-    marked = re.findall(r"\*\*(.+?)\*\*|(?<!\*)\*(?![\s*])([^*]+)\*(?!\*)", text, flags=re.S)
-    return {words_of(bold or italic) for bold, italic in marked}
+    star = re.escape(mark)
+    found = re.findall(rf"(?<!\*){star}(?![\s*])([^*]+){star}(?!\*)", text)
+    return {words_of(term) for term in found}
 
 
 def words_of(term: str) -> tuple[str, ...]:
@@ -137,15 +139,24 @@ def words_of(term: str) -> tuple[str, ...]:
 
 @pytest.mark.parametrize(("term", "chapters"), rows(PAGES[0]))
 def test_a_term_leads_to_the_first_chapter_that_defines_it(term, chapters):
+    """A definition is bold. One in italics will do where no earlier chapter has a bold one."""
     used = {n: [f for f in forms(term) if uses_term(text, f)] for n, text in texts().items()}
     assert all(used[number] for number in chapters), f"used in {[n for n in used if used[n]]}"
-    defining = [n for n in texts() if any(words_of(form) in defined(n) for form in forms(term))]
-    assert not defining or defining[0] in chapters, f"defined in {defining}"
+    words = {words_of(form) for form in forms(term)}
+    defining = [number for number in texts() if words & marked(number, "**")]
+    earlier = [n for n in chapters if words & marked(n, "*") and n < min(defining, default=0)]
+    assert not defining or defining[0] in chapters or earlier, f"defined in {defining}"
 
 
 @functools.cache
-def formulas(number: int) -> str:
-    return "\n".join(tokens(formula) for formula in mathematics(texts()[number]))
+def formulas(number: int, exercises: bool = False) -> str:
+    """The formulas of a chapter, or those of its exercises."""
+    text = texts()[number]
+    if exercises:
+        paths = SOLUTIONS.glob(f"{number:02}-*/*.ipynb")
+        cells = [cell for path in paths for cell in nbformat.read(path, 4).cells]
+        text = "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    return "\n".join(tokens(formula) for formula in mathematics(text))
 
 
 def tokens(formula: str) -> str:
@@ -154,26 +165,29 @@ def tokens(formula: str) -> str:
     return " " + "".join(f"{token} " for token in found if token != r"\,")
 
 
-def uses_formula(number: int, formula: str) -> bool:
-    """Whether a chapter has a formula; a dot in it stands for anything."""
+def uses_formula(number: int, formula: str, exercises: bool = False) -> bool:
+    """Whether a chapter, or its exercises, has a formula; a dot in it stands for anything."""
     wanted = re.escape(tokens(formula)).replace(re.escape(r"\cdot"), ".+?")
-    return re.search(wanted, formulas(number)) is not None
+    return re.search(wanted, formulas(number, exercises)) is not None
 
 
 def first_formulas(row: str) -> list[str]:
     """What a row is about, as chapters write it: of a concatenation its beginning."""
-    return [re.sub(r"^(\[.*?),.*", r"\1,", formula) for formula in mathematics(row)]
+    found = [re.sub(r"^(\[.*?),.*", r"\1,", formula) for formula in mathematics(row)]
+    return [formula for formula in found if formula.strip()]  # an operator's name is none
 
 
 @pytest.mark.parametrize(("row", "chapters"), rows(PAGES[1]))
 def test_a_symbol_leads_to_the_first_chapter_that_uses_it(row, chapters):
-    """The first one where the symbol means one thing only; another one where it means several."""
+    """To the first one where the symbol means one thing only, else to one that uses it."""
     letters = [symbols(mathematics(param.values[0])) for param in rows(PAGES[1])]
+    needless = set(chapters) if first_formulas(row) else set()
     for formula in first_formulas(row):
         using = [number for number in texts() if uses_formula(number, formula)]
-        assert set(using) & set(chapters), f"${formula}$ is used in {using}"
+        there = {n for n in chapters if n in using or uses_formula(n, formula, exercises=True)}
+        assert there, f"${formula}$ is used in {using}"
         own = symbols([formula])
         several = len(own) == 1 and sum(bool(own & others) for others in letters) > 1
-        assert several or using[0] in chapters, f"${formula}$ is used in {using}"
-    used = [n for n in chapters if any(uses_formula(n, f) for f in first_formulas(row))]
-    assert used == chapters
+        assert several or not using or using[0] in chapters, f"${formula}$ is used in {using}"
+        needless -= there
+    assert not needless
