@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from densenet_from_scratch.dense import BottleneckLayer, DenseLayer
-from densenet_from_scratch.internals import is_watched, watcher
+from densenet_from_scratch.internals import is_watched, own_tensors_and_parts, watcher
 from densenet_from_scratch.stem import ImageNetStem, SmallStem
 from densenet_from_scratch.transition import Transition
 
@@ -25,8 +25,8 @@ class Built(NamedTuple):
     """What a class builds."""
 
     kind: type[nn.Module]
-    parameters: tuple[str, ...] = ()
-    buffers: tuple[str, ...] = ()
+    parameters: frozenset[str] = frozenset()
+    buffers: frozenset[str] = frozenset()
     settings: Mapping[str, Any] = {}
     """Attributes and their values."""
     parts: Mapping[str, "Built"] = {}
@@ -39,8 +39,8 @@ class Built(NamedTuple):
 
 NORM = Built(
     nn.BatchNorm2d,
-    ("weight", "bias"),
-    ("running_mean", "running_var", "num_batches_tracked"),
+    frozenset(("weight", "bias")),
+    frozenset(("running_mean", "running_var", "num_batches_tracked")),
     {"affine": True, "track_running_stats": True},
 )
 RELU = Built(nn.ReLU)
@@ -56,7 +56,7 @@ def convolution(size: int, stride: int = 1) -> Built:
         "groups": 1,
         "padding_mode": "zeros",
     }
-    return Built(nn.Conv2d, ("weight",), settings=settings)
+    return Built(nn.Conv2d, frozenset(["weight"]), settings=settings)
 
 
 POOL = Built(
@@ -114,29 +114,24 @@ def _difference(part: nn.Module, built: Built, name: str) -> str | None:
             return f"{name} has a {method} of its own"
     if is_watched(part):
         return f"{name} has a hook, or was compiled"
+    parameters, buffers, parts = own_tensors_and_parts(part)
     for what, expected, found in (
-        ("parts", tuple(built.parts), tuple(key for key, _ in part.named_children())),
-        ("parameters", built.parameters, _tensors(part.named_parameters(recurse=False))),
-        ("buffers", built.buffers, _tensors(part.named_buffers(recurse=False))),
+        ("parts", built.parts.keys(), parts),
+        ("parameters", built.parameters, parameters),
+        ("buffers", built.buffers, buffers),
     ):
-        if set(expected) != set(found):
+        if found.keys() != expected:
             return f"{name} has {what} {sorted(found)}, not {sorted(expected)}"
+    for key, tensor in (*parameters.items(), *buffers.items()):
+        if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout is not torch.strided:
+            return f"{name}.{key} is a {type(tensor).__name__}, {tensor.layout}"
     for setting, value in built.settings.items():
         if getattr(part, setting) != value:
             return f"{name} has {setting} {getattr(part, setting)!r}, not {value!r}"
-    for key, child in part.named_children():
+    for key, child in parts.items():
         if reason := _difference(child, built.parts[key], f"{name}.{key}"):
             return reason
     return None
-
-
-def _tensors(named: Iterable[tuple[str, Tensor]]) -> list[str]:
-    """Return the names of those that are plain dense tensors."""
-    return [
-        name
-        for name, tensor in named
-        if type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided
-    ]
 
 
 def why_not_alike(layers: Iterable[nn.Module], width: int, prefix: str = "layers") -> str | None:

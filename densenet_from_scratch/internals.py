@@ -6,6 +6,9 @@ this file, and no other, reads names that PyTorch keeps to itself. A name that a
 longer has is taken as "somebody may be watching": then the modules run.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
@@ -13,6 +16,20 @@ from torch.nn.modules import module as global_hooks
 from torch.utils import _python_dispatch as dispatch
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def own_tensors_and_parts(module: nn.Module) -> tuple[Mapping[str, Any], ...]:
+    """Return a module's own parameters, buffers and parts by name; what is None counts as absent.
+
+    PyTorch's public ways give the same, in ten times the time.
+    """
+    own = vars(module)
+    try:
+        found = own["_parameters"], own["_buffers"], own["_modules"]
+    except KeyError:
+        named = (module.named_parameters, module.named_buffers)
+        return *(dict(find(recurse=False)) for find in named), dict(module.named_children())
+    return tuple({name: one for name, one in every.items() if one is not None} for every in found)
 
 
 def is_watched(module: nn.Module) -> bool:

@@ -842,6 +842,19 @@ def test_a_module_that_no_longer_tells_of_hooks_is_taken_as_watched(monkeypatch)
     assert_equal(step(build(True)), step(build()))
 
 
+def test_a_module_that_keeps_its_tensors_elsewhere_is_asked_in_public(monkeypatch):
+    norm = nn.BatchNorm2d(3)
+    expected = internals.own_tensors_and_parts(norm)
+    monkeypatch.setattr(internals, "vars", lambda module: {}, raising=False)
+    found = internals.own_tensors_and_parts(norm)
+    assert [dict(every) for every in found] == [dict(every) for every in expected]
+    assert [set(every) for every in found] == [
+        {"weight", "bias"},
+        {"running_mean", "running_var", "num_batches_tracked"},
+        set(),
+    ]
+
+
 def test_private_names_stand_in_one_file():
     import ast
     from pathlib import Path

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+import torch.fx
 from torch import nn
 from torch.nn import functional as F
 
-from densenet_from_scratch import PlainLayer, PlainNet, ResidualLayer, ResidualNet
+from densenet_from_scratch import PlainLayer, PlainNet, ResidualLayer, ResidualNet, VoVNet
 from densenet_from_scratch.measure import architecture, count_parameters
 from densenet_from_scratch.residual import PreActivationBlock, ResNet
 
@@ -98,3 +99,26 @@ def test_resnet_halves_the_maps_twice():
     rows = architecture(ResNet(14, width=4, num_classes=7), (2, 3, 9, 8), ["units.1", "units.3"])
     assert [row.output_shape for row in rows] == [(2, 4, 9, 8), (2, 8, 5, 4)]
     assert ResNet(8, width=4, num_classes=7)(torch.randn(2, 3, 9, 8)).shape == (2, 7)
+
+
+PEERS = {
+    "plain": lambda: PlainNet(2, 4),
+    "residual": lambda: ResidualNet(2, 4),
+    "ResNet": lambda: ResNet(8, width=4, in_channels=1),
+    "VoVNet": lambda: VoVNet((4,), (4, 4), (4, 4), (1, 1), 2, 10, small_inputs=True, in_channels=1),
+}
+
+
+@pytest.mark.parametrize("make", PEERS.values(), ids=PEERS)
+def test_tracing_and_another_stem(make):
+    """With weights for colour images one replaces the stem; a tracer hands on stand-ins."""
+    network, x = make().eval(), torch.randn(2, 1, 8, 8)
+    torch.testing.assert_close(torch.fx.symbolic_trace(network)(x), network(x))
+    with pytest.raises(ValueError, match=r"x must have shape \(N, 1, H, W\), got \(2, 3, 8, 8\)"):
+        network(torch.randn(2, 3, 8, 8))
+    network.stem = nn.Sequential(nn.Identity(), nn.Conv2d(3, 4, 3, padding=1))
+    assert network(torch.randn(2, 3, 8, 8)).shape == (2, 10)
+    network.stem = nn.Conv2d(2, 4, 3, padding=1)
+    assert network(torch.randn(2, 2, 8, 8)).shape == (2, 10)
+    with pytest.raises(ValueError, match=r"x must have shape \(N, 2, H, W\)"):
+        network(x)
