@@ -6,7 +6,10 @@ from numbers import Integral, Real
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.fx import Proxy
+
+from densenet_from_scratch.internals import is_watched
 
 
 def check_count(name: str, value: Any, minimum: int = 1) -> int:
@@ -46,23 +49,44 @@ def check_choice(name: str, value: Any, allowed: Iterable[Any]) -> Any:
     return value
 
 
-def check_images(x: Tensor, channels: int, minimum_size: int = 1) -> Tensor:
+def check_images(x: Tensor, channels: int | None, minimum_size: int = 1) -> Tensor:
     """Return ``x`` if it is a batch of images the network can take; raise ``ValueError`` if not.
+
+    What stands for a tensor while operations are recorded (a proxy of ``torch.fx``) has no shape
+    to check, and passes.
 
     Args:
         x: the candidate, which must have shape (N, ``channels``, H, W) with H and W of at least
             ``minimum_size`` pixels.
-        channels: channels the network was built for.
+        channels: channels the network was built for; None takes any number.
         minimum_size: the smallest height and width it can down-sample, in pixels.
     """
+    expected = f"(N, {'C' if channels is None else channels}, H, W)"
+    if isinstance(x, Proxy):
+        return x
     if not isinstance(x, Tensor):
-        raise ValueError(f"x must be a tensor (N, {channels}, H, W), got {type(x).__name__}")
+        raise ValueError(f"x must be a tensor {expected}, got {type(x).__name__}")
     shape = tuple(x.shape)
-    if x.dim() != 4 or shape[1] != channels:
-        raise ValueError(f"x must have shape (N, {channels}, H, W), got {shape}")
+    if x.dim() != 4 or channels not in (None, shape[1]):
+        raise ValueError(f"x must have shape {expected}, got {shape}")
     if min(shape[2:]) < minimum_size:
         raise ValueError(f"x must be at least {minimum_size} pixels high and wide, got {shape}")
     return x
+
+
+def channels_read(stem: nn.Module) -> int | None:
+    """Return how many channels of an image a network's stem reads, or None where that is unknown.
+
+    It is known of a convolution, and of a chain that begins with one, if nobody changes the image
+    on its way there. A stem of your own may be anything.
+    """
+    first = next(part for part in stem.modules() if not any(part.children()))
+    way = [part for part in stem.modules() if part is first or first in part.modules()]
+    for part in way:
+        kind = nn.Conv2d if part is first else nn.Sequential
+        if type(part).forward is not kind.forward or "forward" in vars(part) or is_watched(part):
+            return None
+    return first.in_channels if isinstance(first, nn.Conv2d) else None
 
 
 def check_device(device: str | torch.device) -> torch.device:

@@ -14,12 +14,14 @@ copy: a memory that grows with the square of the depth. In the order of the chap
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 from torch.utils.checkpoint import (
     CheckpointPolicy,
@@ -27,49 +29,108 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
+from densenet_from_scratch.as_built import (
+    why_not_alike,
+    why_not_as_built,
+    why_not_in_types,
+    why_not_round,
+)
 from densenet_from_scratch.dense import BottleneckLayer, DenseBlock, DenseLayer
+from densenet_from_scratch.internals import is_watched
 from densenet_from_scratch.shared import (
     ActivateAndPool,
     SharedNormalisation,
-    are_as_built,
-    is_as_built,
     memory_format,
+    parameters_of,
     update_statistics,
 )
-from densenet_from_scratch.transition import Transition
 
 
-class FrozenStatistics(AbstractContextManager):
-    """Inside, modules work in the given modes and their BatchNorms' running statistics stay.
+class _Again(nn.Module, AbstractContextManager):
+    """A computation that checkpointing does twice: at once, and in the backward pass again.
 
-    A checkpointed BatchNorm runs twice in a training step, and would count the batch twice. Copies
-    take the second update, so that everything else happens as it did the first time.
+    The second time all is as it was the first time: the modules' modes, and the tensors, which
+    autograd has kept and watched, whatever the modules hold by then (torch.func.functional_call
+    puts other ones in for a while). BatchNorms update copies, lest they count the batch twice.
 
     Args:
-        modes: for each module, whether it was in training mode the first time.
+        owner: the module whose parameters and buffers are used.
+        run: the computation, a method of ``owner``.
     """
 
-    def __init__(self, modes: Mapping[nn.Module, bool]) -> None:
-        self.modes = modes
+    def __init__(self, owner: nn.Module, run: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.owner, self.run, self.again = owner, run, False
+        self.modes = {module: module.training for module in owner.modules()}
+        self.tensors = dict(self.named_parameters())
+        self.moving: dict[str, Tensor] = {}
+        for prefix, module in self.named_modules():
+            for name, buffer in module.named_buffers(prefix, recurse=False):
+                if module.training:
+                    self.moving[name] = buffer
+                else:  # a later step in training may move them before the backward pass
+                    self.tensors[name] = buffer.clone()
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.run(*inputs)
+
+    def first_or_again(self, *tensors: Tensor) -> Tensor:
+        """Compute from the inputs, followed by ``self.tensors``."""
+        inputs = tensors[: len(tensors) - len(self.tensors)]
+        if not self.again:
+            return self.run(*inputs)
+        state = dict(zip(self.tensors, tensors[len(inputs) :], strict=True))
+        return functional_call(self, state | self.copies, inputs)
 
     def __enter__(self) -> None:
-        """Put the copies in place."""
-        self.before = [(module, module.training, dict(module._buffers)) for module in self.modes]
-        for module, mode in self.modes.items():
-            module.training = mode
-            for name, buffer in module._buffers.items():
-                module._buffers[name] = None if buffer is None else buffer.clone()
+        """Go back to the modes of the first time."""
+        self.before = {module: module.training for module in self.modes}
+        self.copies = {name: buffer.clone() for name, buffer in self.moving.items()}
+        self._set(self.modes, again=True)
 
     def __exit__(self, *_: object) -> None:
-        """Take them away."""
-        for module, mode, buffers in self.before:
+        """Return to the present."""
+        self._set(self.before, again=False)
+
+    def _set(self, modes: dict[nn.Module, bool], again: bool) -> None:
+        self.again = again
+        for module, mode in modes.items():
             module.training = mode
-            module._buffers.update(buffers)
 
 
-def frozen_statistics(*modules: nn.Module) -> FrozenStatistics:
-    """Return the context for recomputing what ``modules`` compute now, in their modes of now."""
-    return FrozenStatistics({part: part.training for m in modules for part in m.modules()})
+def recomputed(
+    owner: nn.Module,
+    run: Callable[..., Tensor],
+    *inputs: Tensor,
+    random: bool = False,
+    keep: Callable[..., CheckpointPolicy] | None = None,
+) -> Tensor:
+    """Return ``run(*inputs)``, whose inner results are computed again in the backward pass.
+
+    Args:
+        owner: the module whose parameters and buffers are used; it must be as built.
+        run: a method of ``owner``.
+        inputs: tensors, which are stored.
+        random: whether random numbers are drawn.
+        keep: which operations' results are stored after all; by default none.
+    """
+    twice = _Again(owner, run)
+
+    def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
+        if keep is None:
+            return nullcontext(), twice
+        first, second = create_selective_checkpoint_contexts(keep)
+        return first, _Once(twice, second)
+
+    return checkpoint(
+        twice.first_or_again,
+        *inputs,
+        *twice.tensors.values(),
+        use_reentrant=False,
+        preserve_rng_state=random,
+        context_fn=contexts,
+        **(COUNTED if keep else {}),
+    )
 
 
 class CheckpointedBlock(DenseBlock):
@@ -77,32 +138,31 @@ class CheckpointedBlock(DenseBlock):
 
     Arguments, weights, outputs, gradients and running statistics are those of
     :class:`~densenet_from_scratch.dense.DenseBlock`. Stored for each layer: its k new maps and the
-    bottleneck's output.
+    bottleneck's output. A layer that is not as built runs plainly.
     """
 
     @torch.compiler.disable(recursive=True)
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, k_0, H, W) to (N, k_0 + kL, H, W)."""
+        if not torch.is_grad_enabled() or why_not_round(x):
+            return super().forward(x)
         features = [x]
         for layer in self.layers:
-            assert isinstance(layer, DenseLayer | BottleneckLayer)
-            features.append(self.run_layer(layer, features))
+            if why_not_as_built(layer):
+                features.append(layer(torch.cat(features, dim=1)))
+            else:
+                assert isinstance(layer, DenseLayer | BottleneckLayer)
+                features.append(self.run_layer(layer, features))
         return torch.cat(features, dim=1)
 
     def run_layer(self, layer: DenseLayer | BottleneckLayer, features: list[Tensor]) -> Tensor:
         """Return the new maps of one layer."""
 
-        def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
-            return nullcontext(), frozen_statistics(layer.norm1)
+        def through_conv1(*maps: Tensor) -> Tensor:
+            return layer.through_conv1(torch.cat(maps, dim=1))
 
-        through_conv1 = checkpoint(
-            lambda *maps: layer.through_conv1(torch.cat(maps, dim=1)),
-            *features,
-            use_reentrant=False,
-            preserve_rng_state=False,  # nothing in this part is random
-            context_fn=contexts,
-        )
-        return layer.after_conv1(through_conv1)
+        random = isinstance(layer, BottleneckLayer) and bool(layer.bottleneck_drop_rate)
+        return layer.after_conv1(recomputed(layer, through_conv1, *features, random=random))
 
 
 class SelectiveBlock(CheckpointedBlock):
@@ -115,18 +175,11 @@ class SelectiveBlock(CheckpointedBlock):
     def run_layer(self, layer: DenseLayer | BottleneckLayer, features: list[Tensor]) -> Tensor:
         """Return the new maps of one layer."""
 
-        def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
-            keep, recompute = create_selective_checkpoint_contexts(_keep_convolutions)
-            return keep, _Once(frozen_statistics(layer), recompute)
+        def run(*maps: Tensor) -> Tensor:
+            return layer(torch.cat(maps, dim=1))
 
-        return checkpoint(
-            lambda *maps: layer(torch.cat(maps, dim=1)),
-            *features,
-            use_reentrant=False,
-            preserve_rng_state=bool(layer.drop_rate),
-            context_fn=contexts,
-            **COUNTED,
-        )
+        random = bool(layer.drop_rate)
+        return recomputed(layer, run, *features, random=random, keep=_keep_convolutions)
 
 
 # What is kept should be seen by those who count it, such as measure.saved_tensors. Where PyTorch
@@ -169,8 +222,8 @@ class SharedBlock(CheckpointedBlock):
     """A dense block that normalises every map once, for all the layers that read it.
 
     It does so in training. Where BatchNorm uses running statistics, which differ from layer to
-    layer, or a part of the block is not of its own kind, it checkpoints instead. Hooks on modules
-    inside do not run: what they would see is never computed whole.
+    layer, or a part of the block is not as built, it checkpoints instead; ``why_not_shared`` says
+    what is in the way.
     """
 
     keep_bottleneck = True
@@ -178,33 +231,50 @@ class SharedBlock(CheckpointedBlock):
     @torch.compiler.disable(recursive=True)
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, k_0, H, W) to (N, k_0 + kL, H, W)."""
-        if not self.can_share():
+        if self.why_not_shared(x):
             return super().forward(x)
         *_, maps = self.run_shared(x, with_maps=True)
         return maps
 
-    def can_share(self, *readers: nn.BatchNorm2d) -> bool:
-        """Say whether one x̂ serves all layers and the ``readers`` of the block's output."""
-        if not are_as_built(self.layers) or {*map(type, readers)} - {nn.BatchNorm2d}:
-            return False  # such as SyncBatchNorm, or a weight that is computed from others
+    def why_not_shared(self, x: Tensor, *readers: nn.Module) -> str | None:
+        """Return in one line why one x̂ of ``x`` cannot serve all layers here and now, or None.
+
+        Args:
+            x: the block's input, (N, k_0, H, W).
+            readers: BatchNorms that read the block's output, if they are to be served, too.
+        """
+        if reason := why_not_round(x):
+            return reason
         layers: list[Any] = list(self.layers)
-        norms = [part for part in self.modules() if isinstance(part, nn.BatchNorm2d)] + [*readers]
-        same = {norm.eps for norm in (*(layer.norm1 for layer in layers), *readers)}
-        return len(same) == 1 and all(norm.training and norm.affine for norm in norms)
+        if reason := why_not_alike(layers, x.shape[1]):
+            return reason
+        for reader in readers:
+            if reason := why_not_as_built(reader, "the norm after the block"):
+                return reason
+        norms: list[Any] = [layer.norm1 for layer in layers] + [*readers]
+        if len({norm.eps for norm in norms}) > 1:
+            return "the norms have several eps"
+        norms += [layer.norm2 for layer in layers if isinstance(layer, BottleneckLayer)]
+        if not all(norm.training for norm in norms):
+            return "a norm is in evaluation"
+        for layer in layers:
+            if isinstance(layer, BottleneckLayer) and layer.bottleneck_drop_rate and layer.training:
+                return "dropout follows the bottleneck's convolution"
+        if x.numel() <= x.shape[1]:
+            return f"x has no more than one value per channel, {tuple(x.shape)}"
+        statistics = chain(*((norm.running_mean, norm.running_var) for norm in norms))
+        parameters = chain(*(part.parameters() for part in (self, *readers)))
+        return why_not_in_types(x, chain(parameters, statistics))
 
     def run_shared(self, x: Tensor, with_maps: bool = False) -> tuple[Tensor, ...]:
         """Return x̂, the channels' means and variances, and, if wanted, the maps."""
-        if x.numel() == x.shape[1]:
-            raise ValueError(
-                f"x must have more than one value per channel in training, got {tuple(x.shape)}"
-            )
         kind = x.device.type
         if torch.is_autocast_enabled(kind):
             x = x.to(torch.get_autocast_dtype(kind))
+        layers: list[Any] = list(self.layers)
+        values = [value for layer in layers for value in parameters_of(layer)]
         with torch.autocast(kind, enabled=False):  # the types are chosen here
-            return SharedNormalisation.apply(
-                list(self.layers), self.keep_bottleneck, with_maps, x, *self.layers.parameters()
-            )
+            return SharedNormalisation.apply(layers, self.keep_bottleneck, with_maps, x, *values)
 
     @torch.compiler.disable(recursive=True)
     def pooled(self, x: Tensor, norm: nn.BatchNorm2d, size: int) -> Tensor:
@@ -231,23 +301,23 @@ class RecomputingSharedBlock(SharedBlock):
 
 
 @torch.compiler.disable(recursive=True)
-def checkpointed_stem(stem: nn.Sequential, x: Tensor) -> Tensor:
+def checkpointed_stem(stem: nn.Module, x: Tensor) -> Tensor:
     """Run the ImageNet stem on images, storing only the maps its convolution makes.
 
-    They are the largest of the network; BN, ReLU and max-pooling are cheap to compute again.
+    They are the largest of the network; BN, ReLU and max-pooling are cheap to compute again. A stem
+    that is not as built runs plainly.
     """
-    convolution, norm, relu, pool = stem
-    assert isinstance(norm, nn.BatchNorm2d)
-    return checkpoint(
-        lambda maps: pool(relu(norm(maps))),
-        convolution(x),
-        use_reentrant=False,
-        preserve_rng_state=False,
-        context_fn=lambda: (nullcontext(), frozen_statistics(norm)),
-    )
+    if why_not_as_built(stem) or why_not_round(x):
+        return stem(x)
+    parts: Any = stem
+
+    def after_conv(maps: Tensor) -> Tensor:
+        return parts.pool(parts.relu(parts.norm(maps)))
+
+    return recomputed(parts, after_conv, parts.conv(x))
 
 
-def block_and_transition(block: DenseBlock, transition: Transition, x: Tensor) -> Tensor:
+def block_and_transition(block: nn.Module, transition: nn.Module, x: Tensor) -> Tensor:
     """Return ``transition(block(x))``; where the block shares its x̂, the transition reads it too.
 
     Args:
@@ -255,13 +325,15 @@ def block_and_transition(block: DenseBlock, transition: Transition, x: Tensor) -
         transition: what follows it.
         x: (N, k_0, H, W).
     """
-    reads_x_hat = is_as_built(transition)
-    if reads_x_hat and isinstance(block, SharedBlock) and block.can_share(transition.norm):
-        return transition.conv(block.pooled(x, transition.norm, size=2))
+    if isinstance(block, SharedBlock) and not why_not_as_built(transition):
+        parts: Any = transition
+        drops = parts.drop_rate and parts.training  # between the convolution and the pooling
+        if not (drops or why_not_whole(block) or block.why_not_shared(x, parts.norm)):
+            return parts.conv(block.pooled(x, parts.norm, size=2))
     return transition(block(x))
 
 
-def block_and_pool(block: DenseBlock, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+def block_and_pool(block: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
     """Return the network's last features, (N, k_0 + kL): block, BN, ReLU, global average pooling.
 
     Args:
@@ -269,9 +341,22 @@ def block_and_pool(block: DenseBlock, norm: nn.BatchNorm2d, x: Tensor) -> Tensor
         norm: the network's last BatchNorm.
         x: (N, k_0, H, W).
     """
-    if isinstance(block, SharedBlock) and block.can_share(norm):
+    if (
+        isinstance(block, SharedBlock)
+        and isinstance(norm, nn.BatchNorm2d)
+        and not (why_not_whole(block) or block.why_not_shared(x, norm))
+    ):
         return block.pooled(x, norm, size=0)
     return F.relu(norm(block(x))).mean(dim=(2, 3))
+
+
+def why_not_whole(block: nn.Module, name: str = "the block") -> str | None:
+    """Return why a block as a whole cannot be gone round, whatever its layers are, or None."""
+    if type(block) not in BLOCK_TYPES.values():
+        return f"{name} is a {type(block).__name__}"
+    if "forward" in vars(block) or is_watched(block):
+        return f"{name} has a forward of its own or a hook, or was compiled"
+    return None
 
 
 BLOCK_TYPES: dict[bool | str, type[DenseBlock]] = {

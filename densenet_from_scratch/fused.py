@@ -34,9 +34,13 @@ SMALL = 1 << 17  # numbers below which a call takes longer than the work
 
 
 def folder() -> Path:
-    """Return where compiled kernels are kept: the user's cache, by the XDG convention."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "densenet_from_scratch"
+    """Return where compiled kernels are kept: the user's cache, by the XDG convention.
+
+    Raises:
+        RuntimeError: the user has no home.
+    """
+    root = Path(os.environ.get("XDG_CACHE_HOME", ""))  # to be ignored unless absolute
+    return (root if root.is_absolute() else Path.home() / ".cache") / "densenet_from_scratch"
 
 
 class Kernels:
@@ -75,7 +79,7 @@ class Kernels:
 
     def moments(self, x: Tensor) -> Tensor:
         """Return mean and variance, with the divisor n, of each column: (2, columns), float64."""
-        found = torch.empty(2, x.shape[1], dtype=torch.float64)
+        found = torch.empty(2, x.shape[1], dtype=torch.float64, device=x.device)
         self._library.moments(*_size(x), *_matrix(x), found[0].data_ptr(), found[1].data_ptr())
         return found
 
@@ -128,17 +132,19 @@ def kernels_for(*tensors: Tensor) -> Kernels | None:
 @cache
 def kernels(dtype: torch.dtype) -> Kernels | None:
     """Return the kernels of a type, compiled if need be, or None if that cannot be done here."""
-    compiler = shlex.split(os.environ.get("CC", "")) or ["cc"]
-    if os.environ.get("DENSENET_FUSED") == "0" or not shutil.which(compiler[0]):
+    if os.environ.get("DENSENET_FUSED") == "0":
         return None
     options = (*OPTIONS, f"-DREAL={REALS[dtype]}")
     try:
+        compiler = shlex.split(os.environ.get("CC", "")) or ["cc"]  # ValueError: open quotes
+        if not shutil.which(compiler[0]):
+            return None
         recipe = "\n".join((SOURCE.read_text(), *compiler, *options, _processor()))
         library = folder() / f"fused-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.so"
         if not library.exists():
             _compile(compiler, options, library)
         return Kernels(ctypes.CDLL(str(library)))
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, ValueError, RuntimeError, subprocess.SubprocessError) as error:
         logging.getLogger(__name__).info("PyTorch's operations run, not fused.c: %s", error)
         return None
 

@@ -1,117 +1,230 @@
-"""Running a DenseNet in evaluation: one buffer for each block, nothing copied twice (chapter 11).
+"""A DenseNet for inference only: one buffer for each block, nothing copied twice (chapter 11).
 
 In evaluation a BatchNorm is one multiplication and one addition for each channel, with numbers that
 no longer depend on the batch:
 
     BN(x) = scale · x + shift,   scale = γ / √(variance + eps),   shift = β - mean · scale
 
-A block's maps stand in one matrix with a pixel in each row and a channel in each column. A layer
-reads the first columns and writes the next k, so nothing is concatenated; it never stores its
-normalised input as a whole, but goes through the rows in pieces that stay in the cache. Transitions
-pool before their 1×1 convolution, which is the same sum with a quarter of the products, and write
-straight into the next block's matrix. For small images the time goes into calling operations
-rather than into their work, so there are few of them.
+So they are computed once, when the network is frozen, and where a convolution comes right before,
+they go into its weights. A block's maps stand in one matrix with a pixel in each row and a channel
+in each column. A layer reads the first columns and writes the next k, so nothing is concatenated;
+it never stores its normalised input as a whole, but goes through the rows in pieces that stay in
+the cache. Transitions pool before their 1×1 convolution, which is the same sum with a quarter of
+the products, and write straight into the next block's matrix. For small images the time goes into
+calling operations rather than into their work, so there are few of them.
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import peek_interpreter_stack
-from torch.autograd import forward_ad
 from torch.nn import functional as F
-from torch.nn.modules.module import _has_any_global_hook
 
 from densenet_from_scratch.arguments import check_images
+from densenet_from_scratch.as_built import why_not_as_built, why_not_round
 from densenet_from_scratch.dense import BottleneckLayer
-from densenet_from_scratch.efficient import BLOCK_TYPES
-from densenet_from_scratch.shared import (
-    PIECE,
-    Scratch,
-    activate,
-    are_as_built,
-    as_maps,
-    as_matrix,
-    in_pieces,
-    is_as_built,
-)
-
-Folded = Mapping[nn.BatchNorm2d, tuple[Tensor, Tensor]]
+from densenet_from_scratch.internals import is_watched
+from densenet_from_scratch.shared import PIECE, Scratch, activate, as_maps, as_matrix, in_pieces
+from densenet_from_scratch.stem import ImageNetStem
 
 
-def can_infer(network: Any, x: Tensor) -> bool:
-    """Say whether :func:`infer` may run a DenseNet instead of its modules.
+def fold(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Return what a BatchNorm in evaluation multiplies each channel by and adds: (C,) both.
 
-    It may in evaluation without gradients, where nobody can tell the difference: no hook waits
-    inside, no compiler or tracer records, no transform of torch.func or forward-mode derivative is
-    under way, no autocast chooses types, every part is as it was built.
+    It is computed in float64, so that folding costs no digits.
     """
-    if (
-        network.training
-        or torch.is_grad_enabled()
-        or x.is_meta
-        or x.dtype != network.norm.weight.dtype
-    ):
-        return False
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return False
-    if peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
-        return False  # both refuse operators with ``out``; there is no public way to ask
-    if torch.is_autocast_enabled(x.device.type) or _has_any_global_hook():
-        return False
-    return is_known(network)
+    mean, variance = norm.running_mean, norm.running_var
+    assert mean is not None and variance is not None
+    scale = norm.weight.double() / (variance.double() + norm.eps).sqrt()
+    shift = norm.bias.double() - mean.double() * scale
+    return scale.to(norm.weight.dtype), shift.to(norm.weight.dtype)
 
 
-def is_known(network: Any) -> bool:
-    """Say whether a DenseNet's parts are as built, in evaluation, and no hook waits inside."""
-    if {type(block) for block in network.blocks} - set(BLOCK_TYPES.values()):
-        return False
-    if type(network.norm) is not nn.BatchNorm2d or not (
-        all(are_as_built(block.layers) for block in network.blocks)
-        and all(map(is_as_built, network.transitions))
-    ):
-        return False
-    owners = [*chain(*(block.layers for block in network.blocks)), *network.transitions]
-    parts = [network.norm, *chain(*(owner._modules.values() for owner in owners))]
-    if any(type(part) is nn.BatchNorm2d and not _is_linear(part) for part in parts):
-        return False
-    watched = (*network.blocks, *owners, *parts)
-    return not any(part._forward_hooks or part._forward_pre_hooks for part in watched)
+def constant(values: Tensor) -> nn.Parameter:
+    """Return a copy as a parameter that does not learn."""
+    return nn.Parameter(values.detach().clone(), requires_grad=False)
 
 
-def fold(network: Any) -> Folded:
-    """Return what every BatchNorm of a DenseNet multiplies by and adds.
-
-    That of the stem is left out where the stem has to run as a whole.
-    """
-    owners = [*chain(*(block.layers for block in network.blocks)), *network.transitions]
-    norms = [*chain(*map(_norms, owners)), network.norm]
-    if _is_split(network.stem):
-        norms.append(network.stem.norm)
-    return dict(zip(norms, scales_and_shifts(norms), strict=True))
+def has_changed(module: nn.Module) -> bool:
+    """Say whether a part of a frozen network was replaced, is watched or has its own forward."""
+    kinds = (nn.ModuleList, FrozenBlock, FrozenLayer)
+    return type(module) not in kinds or "forward" in vars(module) or is_watched(module)
 
 
-def scales_and_shifts(norms: Sequence[nn.BatchNorm2d]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield for each BatchNorm the (C,) numbers that it multiplies by and adds in evaluation.
+class FrozenLayer(nn.Module):
+    """What a dense layer of either kind is in evaluation: two constants a norm, and weights.
 
-    They are computed for all norms together: a few long operations instead of many short ones.
+    Args:
+        layer: the layer, as built.
     """
 
-    def every(kind: str, name: str) -> Tensor:
-        # norm.weight would look for the name in several places; here it is known where it is.
-        return torch.cat([getattr(norm, kind)[name] for norm in norms])
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.scale, self.shift = map(constant, fold(layer.norm1))
+        self.bias: nn.Parameter | None = None
+        self.weight = constant(layer.conv1.weight)
+        self.weight1: nn.Parameter | None = None
+        if isinstance(layer, BottleneckLayer):
+            scale, shift = fold(layer.norm2)
+            self.weight1 = constant(layer.conv1.weight * scale[:, None, None, None])
+            self.bias = constant(shift)
+            self.weight = constant(layer.conv2.weight)
 
-    widths = [norm.num_features for norm in norms]
-    scale = every("_buffers", "running_var")
-    eps = scale.new_tensor([norm.eps for norm in norms])
-    scale += eps.repeat_interleave(torch.tensor(widths, device=scale.device))
-    scale.rsqrt_().mul_(every("_parameters", "weight"))
-    mean, shift = every("_buffers", "running_mean"), every("_parameters", "bias")
-    shift.addcmul_(mean, scale, value=-1)
-    return zip(scale.split(widths), shift.split(widths), strict=True)
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, k_0 + k(l - 1), H, W) to (N, k, H, W)."""
+        a = scale_and_shift(x, self.scale, self.shift)
+        if self.weight1 is not None:
+            a = F.relu(F.conv2d(a, self.weight1, self.bias))
+        return F.conv2d(a, self.weight, padding=1)
+
+    def write(self, every: "Space", middle: "Space", scratch: Scratch) -> None:
+        """Write the new maps behind all the maps before them, which are read."""
+        end = len(self.scale)
+        read = every.matrix[:, :end]
+        if self.weight1 is None:
+            a = as_maps(activate(read, self.scale, self.shift, scratch(read)), every.maps)
+        else:
+            weight, bias, a = self.weight1.flatten(1).T, self.bias, middle.maps
+            assert bias is not None
+            for part, out in in_pieces(read, middle.matrix):
+                activated = activate(part, self.scale, self.shift, scratch(part))
+                torch.addmm(bias, activated, weight, out=out).relu_()
+        new = F.conv2d(a, self.weight, padding=1)
+        every.maps[:, end : end + new.shape[1]] = new
+
+
+class FrozenBlock(nn.Module):
+    """A dense block in evaluation with the BN and ReLU of what reads it, and what that does next.
+
+    Args:
+        block: the block, its layers as built.
+        norm: of the transition, or the network's last one.
+        conv: of the transition; none after the last block.
+    """
+
+    def __init__(self, block: Any, norm: nn.BatchNorm2d, conv: nn.Conv2d | None = None) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(map(FrozenLayer, block.layers))
+        self.scale, self.shift = map(constant, fold(norm))
+        self.weight = None if conv is None else constant(conv.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, k_0, H, W) to the next block's input, or to features (N, k_0 + kL)."""
+        features = [x]
+        for layer in self.layers:
+            features.append(layer(torch.cat(features, dim=1)))
+        x = scale_and_shift(torch.cat(features, dim=1), self.scale, self.shift)
+        if self.weight is None:
+            return x.mean(dim=(2, 3))
+        return F.conv2d(F.avg_pool2d(x, kernel_size=2), self.weight)
+
+    def run(self, every: "Space", middle: "Space", scratch: Scratch) -> Tensor:
+        """Return what leads to the next block, pooled: (N, C, H/2, W/2), or features (N, C).
+
+        Args:
+            every: room for all maps of the block; its input stands in front.
+            middle: room for a bottleneck's maps.
+            scratch: room for the piece at hand.
+        """
+        for layer in self.layers:
+            layer.write(every, middle, scratch)  # type: ignore[operator]
+        for (part,) in in_pieces(every.matrix):
+            activate(part, self.scale, self.shift, part)
+        return every.maps.mean(dim=(2, 3)) if self.weight is None else F.avg_pool2d(every.maps, 2)
+
+    def channels(self) -> tuple[int, int]:
+        """Return how many maps there are in the block, and in a bottleneck (or 0)."""
+        first: Any = self.layers[0]
+        return len(self.scale), 0 if first.weight1 is None else len(first.weight1)
+
+
+class FrozenDenseNet(nn.Module):
+    """A DenseNet for inference only: what the weights alone decide is computed once.
+
+    It is a copy of its own, in evaluation for good, and holds nothing but folded numbers: what is
+    done to the original later, it does not see; what is done to its own tensors (moved, changed,
+    loaded) is what it computes with. The stem and the classifier may be of any kind, and run as
+    they are. There are no gradients, and autocast is not heeded. Where something records or
+    transforms its operations (torch.jit.trace, torch.export, torch.func, a counter), the same
+    numbers go through plain operations.
+
+    Args:
+        network: a :class:`~densenet_from_scratch.DenseNet` whose ``why_not_as_built()`` is None.
+
+    Raises:
+        ValueError: the network is something else; the message says what.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        source: Any = network
+        ask = getattr(network, "why_not_as_built", None)
+        reason = ask() if callable(ask) else f"it is a {type(network).__name__}"
+        if reason:
+            raise ValueError(f"network must be a DenseNet as built, but {reason}")
+        self.in_channels, self.minimum_size = source.in_channels, source.minimum_size
+        with torch.no_grad():
+            self.stem = _freeze_stem(source.stem)
+            exits = [(part.norm, part.conv) for part in source.transitions] + [(source.norm,)]
+            self.blocks = nn.ModuleList(
+                FrozenBlock(block, *exit_)
+                for block, exit_ in zip(source.blocks, exits, strict=True)
+            )
+        self.classifier = copy.deepcopy(source.classifier)
+        self.requires_grad_(False).eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (N, C, H, W) to logits (N, classes), without gradients.
+
+        Raises:
+            ValueError: ``x`` is not a batch of images that the network takes.
+        """
+        x = check_images(x, self.in_channels, self.minimum_size)
+        if why_not_round(x) or x.numel() == 0 or any(map(has_changed, self.blocks.modules())):
+            x = self.stem(x)
+            for block in self.blocks:
+                x = block(x)
+            return self.classifier(x)
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            return self.classifier(self._run(x))
+
+    def _run(self, x: Tensor) -> Tensor:
+        """Return the last block's features (N, C), written without concatenation."""
+        maps = self.stem(x.contiguous(memory_format=torch.channels_last))
+        memory, weight = Scratch(maps), None
+        with torch.inference_mode():  # spares each operation its bookkeeping for autograd
+            for frozen in self.blocks:
+                block: Any = frozen
+                (every, middle), scratch = spaces(memory, maps, block.channels())
+                if weight is None:
+                    every.maps[:, : maps.shape[1]] = maps
+                else:
+                    out = every.matrix[:, : len(weight)]
+                    torch.mm(as_matrix(maps), weight.flatten(1).T, out=out)
+                maps, weight = block.run(every, middle, scratch), block.weight
+        return maps.clone()  # a tensor like any other again
+
+    def train(self, mode: bool = True) -> "FrozenDenseNet":
+        """Stay in evaluation, whatever is asked for."""
+        return super().train(False)
+
+
+def _freeze_stem(stem: nn.Module) -> nn.Module:
+    """Return a copy of a stem; that of ImageNet as built has its BN in the convolution."""
+    if not isinstance(stem, ImageNetStem) or why_not_as_built(stem):
+        return copy.deepcopy(stem)
+    scale, shift = fold(stem.norm)
+    conv = copy.deepcopy(stem.conv)
+    conv.weight = constant(conv.weight * scale[:, None, None, None])
+    conv.bias = constant(shift)
+    return nn.Sequential(conv, nn.ReLU(inplace=True), copy.deepcopy(stem.pool))
+
+
+def scale_and_shift(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Return ReLU(scale · x + shift) of maps (N, C, H, W)."""
+    return F.relu(x * scale[:, None, None] + shift[:, None, None])
 
 
 class Space(NamedTuple):
@@ -123,7 +236,7 @@ class Space(NamedTuple):
     """(N, C, H, W)"""
 
 
-def _spaces(memory: Scratch, like: Tensor, channels: Sequence[int]) -> tuple[list[Space], Scratch]:
+def spaces(memory: Scratch, like: Tensor, channels: Sequence[int]) -> tuple[list[Space], Scratch]:
     """Return room for such maps with other numbers of channels, and for the piece at hand.
 
     It is all one piece of memory, and the same for all blocks, so that the system need not find
@@ -138,174 +251,3 @@ def _spaces(memory: Scratch, like: Tensor, channels: Sequence[int]) -> tuple[lis
     scratch = Scratch(rest)
     scratch.memory = rest
     return [Space(matrix, as_maps(matrix, like)) for matrix in matrices], scratch
-
-
-def infer(
-    network: Any,
-    x: Tensor,
-    folded: Folded | None = None,
-    weights: Mapping[nn.Module, Tensor] | None = None,
-) -> Tensor:
-    """Return the logits (N, classes) of images (N, C, H, W), as the modules would.
-
-    Args:
-        network: a :class:`~densenet_from_scratch.DenseNet` for which :func:`can_infer` holds.
-        x: checked images.
-        folded: what :func:`fold` returns, if it is known already.
-        weights: conv1's weights (4k, channels read) of layers into which norm2 is folded already.
-    """
-    stem, x = network.stem, x.contiguous(memory_format=torch.channels_last)
-    if folded is None:
-        with torch.inference_mode():
-            folded = fold(network)
-    stem_norm = folded[stem.norm] if getattr(stem, "norm", None) in folded else None
-    maps, memory = stem(x) if stem_norm is None else stem.conv(x), Scratch(x)
-    with torch.inference_mode():  # spares each operation its bookkeeping for autograd
-        weights = weights or {}
-        if stem_norm is not None:
-            _activate_all(as_matrix(maps), stem_norm)
-            maps = stem.pool(maps)
-        for index, block in enumerate(network.blocks):
-            channels = (block.out_channels, block.layers[0].conv1.out_channels)
-            if index == 0:
-                (every, middle), scratch = _spaces(memory, maps, channels)
-                every.maps[:, : maps.shape[1]] = maps
-            else:
-                transition = network.transitions[index - 1]
-                pooled = _pool(every, folded[transition.norm], size=2)
-                (every, middle), scratch = _spaces(memory, pooled, channels)
-                weight = transition.conv.weight.flatten(1)
-                torch.mm(as_matrix(pooled), weight.T, out=every.matrix[:, : len(weight)])
-            for layer in block.layers:
-                _run_layer(layer, every, middle, folded, weights.get(layer), scratch)
-        features = _pool(every, folded[network.norm], size=0)
-    return network.classifier(features.clone())  # a tensor like any other again
-
-
-class FrozenDenseNet(nn.Module):
-    """A DenseNet for inference only: what the weights alone decide is computed once.
-
-    It holds a copy of the network, in evaluation; what is done to the original later, it does not
-    see. Beside a network in evaluation it saves the time to look whether anything has changed and
-    to fold the BatchNorms, which counts for single and for small images.
-
-    Args:
-        network: a :class:`~densenet_from_scratch.DenseNet` whose blocks and transitions are as
-            built, without hooks.
-
-    Raises:
-        ValueError: a part of the network is of another kind.
-    """
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network: Any = copy.deepcopy(network).eval().requires_grad_(False)
-        if not hasattr(network, "transitions") or not is_known(self.network):
-            raise ValueError(
-                "network must be a DenseNet with blocks and transitions as built and no hooks, "
-                f"got {type(network).__name__}"
-            )
-        self._prepare()
-
-    @torch.no_grad()
-    def _prepare(self) -> None:
-        self.folded = fold(self.network)
-        layers = chain(*(block.layers for block in self.network.blocks))
-        self.weights: dict[nn.Module, Tensor] = {
-            layer: layer.conv1.weight.flatten(1) * self.folded[layer.norm2][0][:, None]
-            for layer in layers
-            if isinstance(layer, BottleneckLayer)
-        }
-
-    @torch.no_grad()
-    def forward(self, x: Tensor) -> Tensor:
-        """Map images (N, C, H, W) to logits (N, classes), without gradients.
-
-        Raises:
-            ValueError: ``x`` is not a batch of images that the network takes.
-        """
-        network = self.network
-        x = check_images(x, network.stem.conv.in_channels, network.minimum_size)
-        with torch.autocast(x.device.type, enabled=False):
-            return infer(network, x, self.folded, self.weights)
-
-    def train(self, mode: bool = True) -> "FrozenDenseNet":
-        """Stay in evaluation, whatever is asked for."""
-        return super().train(False)
-
-    def _apply(self, *arguments: Any, **options: Any) -> "FrozenDenseNet":
-        """Compute anew what was computed of weights that move or change their type."""
-        super()._apply(*arguments, **options)
-        self._prepare()
-        return self
-
-    def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
-        """Load weights and fold them."""
-        result = super().load_state_dict(*arguments, **options)
-        self._prepare()
-        return result
-
-
-def _is_split(stem: Any) -> bool:
-    """Say whether a stem is convolution, BN, ReLU and pooling, and nobody looks at its parts."""
-    parts = [stem, *stem.children()]
-    kinds = [nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d]
-    return (
-        list(map(type, parts[1:])) == kinds
-        and _is_linear(parts[2])
-        and not any(part._forward_hooks or part._forward_pre_hooks for part in parts)
-    )
-
-
-def _is_linear(norm: Any) -> bool:
-    """Say whether a BatchNorm multiplies and adds the same, whatever the batch."""
-    return not norm.training and norm._buffers["running_mean"] is not None and norm.affine
-
-
-def _norms(owner: nn.Module) -> list[Any]:
-    return [part for name, part in owner._modules.items() if name.startswith("norm")]
-
-
-def _run_layer(
-    layer: Any,
-    every: Space,
-    middle: Space,
-    folded: Folded,
-    weight: Tensor | None,
-    scratch: Scratch,
-) -> None:
-    """Write a layer's new maps behind all the maps before them, which it reads."""
-    width, end = layer.conv1.weight.shape[:2]
-    read, norm1 = every.matrix[:, :end], folded[layer.norm1]
-    if isinstance(layer, BottleneckLayer):
-        scale, shift = folded[layer.norm2]
-        # norm2 multiplies what the product has made, or else the weights, whichever are fewer.
-        norm2_in_weight = weight is not None or len(read) > end
-        if weight is None:
-            weight = layer.conv1.weight.view(width, end)
-            weight = weight * scale[:, None] if norm2_in_weight else weight
-        for part, out in in_pieces(read, middle.matrix):
-            a = activate(part, *norm1, scratch(part))
-            if norm2_in_weight:
-                torch.addmm(shift, a, weight.T, out=out).relu_()
-            else:
-                activate(torch.mm(a, weight.T, out=out), scale, shift, out)
-        new = F.conv2d(middle.maps, layer.conv2.weight, padding=1)
-    else:
-        a = activate(read, *norm1, scratch(read))
-        new = F.conv2d(as_maps(a, every.maps), layer.conv1.weight, padding=1)
-    every.maps[:, end : end + new.shape[1]] = new
-
-
-def _pool(every: Space, norm: tuple[Tensor, Tensor], size: int) -> Tensor:
-    """Return BN, ReLU and average pooling of a block's maps: (N, C, H/size, W/size) or (N, C).
-
-    Overwrites the block's maps.
-    """
-    _activate_all(every.matrix, norm)
-    return F.avg_pool2d(every.maps, size) if size else every.maps.mean(dim=(2, 3))
-
-
-def _activate_all(matrix: Tensor, norm: tuple[Tensor, Tensor]) -> None:
-    for (part,) in in_pieces(matrix):
-        activate(part, *norm, part)

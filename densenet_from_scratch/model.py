@@ -3,49 +3,47 @@
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from densenet_from_scratch.arguments import (
+    channels_read,
     check_choice,
     check_count,
     check_fraction,
     check_images,
 )
+from densenet_from_scratch.as_built import why_not_alike, why_not_as_built
 from densenet_from_scratch.efficient import (
     BLOCK_TYPES,
     block_and_pool,
     block_and_transition,
     checkpointed_stem,
+    why_not_whole,
 )
-from densenet_from_scratch.inference import can_infer, infer
+from densenet_from_scratch.inference import FrozenDenseNet
+from densenet_from_scratch.internals import is_watched
 from densenet_from_scratch.plain import INIT_MODES, initialise
+from densenet_from_scratch.shared import parameters_of
+from densenet_from_scratch.stem import ImageNetStem, SmallStem
 from densenet_from_scratch.transition import Transition
 
 
-class SmallStem(nn.Sequential):
-    """The stem for small images: one 3×3 convolution at full size (section 3, CIFAR and SVHN)."""
+class Features(nn.Module):
+    """What ``network.features`` is: all up to the network's last norm, as one module.
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
-
-
-class ImageNetStem(nn.Sequential):
-    """The stem for ImageNet: 7×7 convolution, stride 2, BN, ReLU, 3×3 max-pool, stride 2 (Table 1).
-
-    It leaves a quarter of the height and width.
+    It has no parameters of its own, and is there to be called, to be hooked (Grad-CAM's target),
+    or to be replaced.
     """
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(
-            in_channels, out_channels, kernel_size=7, stride=2, padding=3, bias=False
-        )
-        self.norm = nn.BatchNorm2d(out_channels)
-        self.relu = nn.ReLU()
-        self.pool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+    network: tuple["DenseNet"]  # in a tuple: it is no part of this module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (N, C, H, W) to the last block's normalised maps, before the ReLU."""
+        [network] = self.network
+        return network.norm(network.blocks[-1](network.up_to_last_block(x)))
 
 
 class DenseNet(nn.Module):
@@ -94,7 +92,7 @@ class DenseNet(nn.Module):
         bottleneck: bool = True,
         in_channels: int = 3,
         drop_after: str = "layer",
-        init_mode: str = "fan_in",
+        init_mode: Literal["fan_in", "fan_out"] = "fan_in",
     ) -> None:
         super().__init__()
         check_count("num_classes", num_classes)
@@ -127,16 +125,19 @@ class DenseNet(nn.Module):
         self.norm = nn.BatchNorm2d(channels)
         self.classifier = nn.Linear(channels, num_classes)
 
-        # Every transition halves the maps, and the ImageNet stem quarters them, rounding up.
-        self.minimum_size = 2 ** len(self.transitions)
-        if not small_inputs:
-            self.minimum_size = 4 * (self.minimum_size - 1) + 1
+        self.features = Features()  # type: ignore[misc]  # registered; the property finds it
         self.apply(partial(initialise, mode=init_mode))
 
-    def features(self, x: Tensor) -> Tensor:
-        """Map images (N, C, H, W) to the last block's normalised maps, before the ReLU."""
-        x = check_images(x, self.stem.conv.in_channels, self.minimum_size)
-        return self.norm(self.blocks[-1](self._up_to_last_block(x)))
+    @property
+    def features(self) -> Any:
+        """The module that maps images (N, C, H, W) to normalised maps, before the last ReLU.
+
+        A subclass may override it with a method, which may call ``super().features(x)``.
+        """
+        part = super().__getattr__("features")
+        if isinstance(part, Features):
+            part.network = (self,)
+        return part
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (N, C, H, W) to logits (N, classes).
@@ -145,17 +146,88 @@ class DenseNet(nn.Module):
             ValueError: ``x`` is not a batch of images with ``in_channels`` channels, or is smaller
                 than ``minimum_size`` pixels.
         """
-        x = check_images(x, self.stem.conv.in_channels, self.minimum_size)
-        if can_infer(self, x):
-            return infer(self, x)
-        last: Any = self.blocks[-1]
-        return self.classifier(block_and_pool(last, self.norm, self._up_to_last_block(x)))
+        if self.why_not_features():
+            pooled = F.relu(self.features(x)).mean(dim=(2, 3))  # global average pooling: (N, C)
+        else:
+            pooled = block_and_pool(self.blocks[-1], self.norm, self.up_to_last_block(x))
+        return self.classifier(pooled)
 
-    def _up_to_last_block(self, x: Tensor) -> Tensor:
+    def up_to_last_block(self, x: Tensor) -> Tensor:
+        """Map images (N, C, H, W) to the last block's input."""
+        x = check_images(x, self.in_channels, self.minimum_size)
         x = checkpointed_stem(self.stem, x) if self.checkpoint_stem else self.stem(x)
         for block, transition in zip(self.blocks, self.transitions, strict=False):
-            x = block_and_transition(block, transition, x)  # type: ignore[arg-type]
+            x = block_and_transition(block, transition, x)
         return x
+
+    @property
+    def in_channels(self) -> int | None:
+        """Channels of the image, or None where the stem is one of your own and may take any."""
+        return channels_read(self.stem)
+
+    @property
+    def minimum_size(self) -> int:
+        """Pixels an image must be high and wide for every stage to be left one."""
+        # Every transition halves the maps, and the ImageNet stem quarters them, rounding up.
+        size = 2 ** sum(isinstance(transition, Transition) for transition in self.transitions)
+        return 4 * (size - 1) + 1 if isinstance(self.stem, ImageNetStem) else size
+
+    def why_not_features(self) -> str | None:
+        """Return why the head cannot read a shared x̂ instead of ``features``, or None."""
+        if type(self).features is not DenseNet.features:
+            return "features is overridden"
+        own = self.features
+        if type(own) is not Features or "forward" in vars(own) or is_watched(own):
+            return "features is replaced, or has a hook or a forward of its own"
+        return None
+
+    def why_not_as_built(self) -> str | None:
+        """Return in one line what of the network is not as its class built it, or None.
+
+        :class:`~densenet_from_scratch.FrozenDenseNet` takes only a network as built, and the
+        efficient ways go round only parts as built. The stem and the classifier are always run as
+        they are.
+        """
+        if type(self).forward is not DenseNet.forward or "forward" in vars(self):
+            return "the network has a forward of its own"
+        if reason := self.why_not_features():
+            return reason
+        if len(self.transitions) != len(self.blocks) - 1:
+            return f"{len(self.blocks)} blocks have {len(self.transitions)} transitions"
+        blocks: list[Any] = [*self.blocks]
+        transitions: list[Any] = [*self.transitions]
+        width = None
+        for number, block in enumerate(blocks):
+            name = f"blocks.{number}"
+            if reason := why_not_whole(block, name):
+                return reason
+            if width is None:
+                width = block.layers[0].norm1.num_features
+            if reason := why_not_alike(block.layers, width, f"{name}.layers"):
+                return reason
+            width += sum(len(parameters_of(layer)[-1]) for layer in block.layers)
+            reader: Any = self
+            if number < len(transitions):
+                reader = transitions[number]
+                if reason := why_not_as_built(reader, f"transitions.{number}"):
+                    return reason
+            elif reason := why_not_as_built(self.norm, "norm"):
+                return reason
+            if reader.norm.num_features != width:
+                return f"what reads {name} reads {reader.norm.num_features} maps, not {width}"
+            width = None if reader is self else len(reader.conv.weight)
+        for name, part in self.named_modules():
+            if isinstance(part, nn.BatchNorm2d) and part.training and not self.training:
+                return f"{name} is in training and the network in evaluation"
+        return None
+
+    def frozen(self) -> FrozenDenseNet:
+        """Return a copy for inference only, which is faster: see :class:`FrozenDenseNet`.
+
+        Raises:
+            ValueError: a part is not as built; ``why_not_as_built`` says what.
+        """
+        return FrozenDenseNet(self)
 
     @property
     def depth(self) -> int:
@@ -176,7 +248,7 @@ def densenet_cifar(
     efficient: bool | str = False,
     in_channels: int = 3,
     drop_after: str = "layer",
-    init_mode: str = "fan_in",
+    init_mode: Literal["fan_in", "fan_out"] = "fan_in",
 ) -> DenseNet:
     """Build a network of the paper's CIFAR and SVHN experiments (sections 3 and 4) from L and k.
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densenet_from_scratch.arguments import check_count, check_images
+from densenet_from_scratch.arguments import channels_read, check_count, check_images
 from densenet_from_scratch.plain import initialise
 
 
@@ -198,7 +198,7 @@ class VoVNet(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """Map images (N, C, H, W) to the last stage's maps."""
-        x = self.stem(check_images(x, self.stem[0].conv.in_channels, self.minimum_size))  # type: ignore[union-attr, arg-type]
+        x = self.stem(check_images(x, channels_read(self.stem), self.minimum_size))
         x = self.stages[0](x)
         for stage in self.stages[1:]:
             x = stage(F.max_pool2d(x, kernel_size=3, stride=2, ceil_mode=True))

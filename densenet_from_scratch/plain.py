@@ -7,10 +7,12 @@ Mappings in Deep Residual Networks") call pre-activation and that DenseNet uses 
 networks of chapters 1 to 3 differ in their connections and in nothing else.
 """
 
+from typing import Literal
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densenet_from_scratch.arguments import check_choice, check_count, check_images
+from densenet_from_scratch.arguments import channels_read, check_choice, check_count, check_images
 
 
 class PlainLayer(nn.Module):
@@ -68,7 +70,7 @@ class PlainNet(nn.Module):
         Raises:
             ValueError: ``x`` is not a batch of images with ``in_channels`` channels.
         """
-        x = self.stem(check_images(x, self.stem.in_channels))
+        x = self.stem(check_images(x, channels_read(self.stem)))
         for layer in self.layers:
             x = layer(x)
         x = F.relu(self.norm(x)).mean(dim=(2, 3))  # global average pooling: (N, C)
@@ -78,7 +80,7 @@ class PlainNet(nn.Module):
 INIT_MODES = ("fan_in", "fan_out")
 
 
-def initialise(module: nn.Module, mode: str = "fan_in") -> None:
+def initialise(module: nn.Module, mode: Literal["fan_in", "fan_out"] = "fan_in") -> None:
     """Draw a convolution's weights from N(0, 2 / fan), and zero a linear layer's bias.
 
     He et al. (2015), "Delving Deep into Rectifiers", section 2.2. With the fan-in (kernel size ×

@@ -9,7 +9,7 @@ nothing after the sum, so that the identity path runs untouched from the stem to
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densenet_from_scratch.arguments import check_count, check_images
+from densenet_from_scratch.arguments import channels_read, check_count, check_images
 from densenet_from_scratch.plain import PlainLayer, PlainNet, initialise
 
 
@@ -109,5 +109,5 @@ class ResNet(nn.Module):
         Raises:
             ValueError: ``x`` is not a batch of images with ``in_channels`` channels.
         """
-        x = self.units(self.stem(check_images(x, self.stem.in_channels)))
+        x = self.units(self.stem(check_images(x, channels_read(self.stem))))
         return self.classifier(F.relu(self.norm(x)).mean(dim=(2, 3)))

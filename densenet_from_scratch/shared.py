@@ -20,7 +20,7 @@ time, few enough that what is computed of them stays in the cache, and where mod
 kernel, a chain of elementwise operations is one pass over them.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -29,7 +29,6 @@ from torch.nn import functional as F
 
 from densenet_from_scratch.dense import BottleneckLayer, DenseLayer
 from densenet_from_scratch.fused import kernels_for
-from densenet_from_scratch.transition import Transition
 
 PIECE = 1 << 18  # numbers that a thread works on at a time on a CPU: 1 MiB in float32
 
@@ -87,43 +86,12 @@ class Scratch:
         return self.memory[:count]
 
 
-KERNEL_SIZES: dict[type, dict[str, int]] = {
-    DenseLayer: {"conv1": 3},
-    BottleneckLayer: {"conv1": 1, "conv2": 3},
-    Transition: {"conv": 1},
-}
-
-
-def is_as_built(owner: nn.Module) -> bool:
-    """Say whether a layer or a transition still has the parts that its class gave it.
-
-    Where one has been replaced by a part of another kind, or by a convolution with a bias, another
-    kernel size, stride, dilation or padding, the arithmetic of this module does not hold.
-    """
-    sizes = KERNEL_SIZES.get(type(owner))
-    if sizes is None:
-        return False
-    for name, part in owner._modules.items():
-        if type(part) is nn.Conv2d:
-            size = sizes.get(name, 0)
-            built = ((size, size), (1, 1), ((size - 1) // 2,) * 2, (1, 1), 1, "zeros", None)
-            given = (part.kernel_size, part.stride, part.padding, part.dilation, part.groups)
-            if (*given, part.padding_mode, part._parameters["bias"]) != built:
-                return False
-        elif type(part) is not nn.BatchNorm2d:
-            return False
-    return True
-
-
-def are_as_built(layers: Iterable[nn.Module]) -> bool:
-    """Say whether a block's layers are as built and alike: one kind, width and growth rate."""
-    kinds = set()
-    for layer in layers:
-        if not is_as_built(layer):
-            return False
-        convolutions = [part for part in layer._modules.values() if type(part) is nn.Conv2d]
-        kinds.add((type(layer), *(conv.out_channels for conv in convolutions)))
-    return len(kinds) == 1
+def parameters_of(layer: DenseLayer | BottleneckLayer) -> list[Tensor]:
+    """Return a layer's parameters in the order in which they are used."""
+    values = [layer.norm1.weight, layer.norm1.bias, layer.conv1.weight]
+    if isinstance(layer, BottleneckLayer):
+        values += [layer.norm2.weight, layer.norm2.bias, layer.conv2.weight]
+    return values
 
 
 # --- Normalise -----------------------------------------------------------------------------------
@@ -371,7 +339,7 @@ class SharedNormalisation(torch.autograd.Function):
 
     ``apply(layers, keep_bottleneck, with_maps, x, *parameters)`` takes the block's layers, whether
     the bottlenecks' maps are kept or computed again, whether the block's maps are wanted besides
-    X̂, the input (N, k_0, H, W), and every parameter of the layers in order. It returns X̂ as maps
+    X̂, the input (N, k_0, H, W), and :func:`parameters_of` every layer. It returns X̂ as maps
     (N, k_0 + kL, H, W), the mean and the variance of each channel, and the block's maps or None.
     The layers' running statistics are updated, once.
     """

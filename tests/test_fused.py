@@ -181,6 +181,40 @@ def test_without_a_compiler_or_a_place_pytorch_does_the_work(tmp_path):
     assert train_elsewhere(XDG_CACHE_HOME=str(file)) == "False", "the cache cannot be written"
 
 
+def test_a_compiler_that_cannot_be_read_or_a_user_without_a_home(tmp_path, monkeypatch):
+    assert train_elsewhere(XDG_CACHE_HOME=str(tmp_path), CC="cc 'unclosed") == "False"
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    fused.kernels.cache_clear()
+    try:
+        assert fused.kernels(torch.float32) is None
+    finally:
+        fused.kernels.cache_clear()
+
+
+def test_a_cache_that_is_no_absolute_path_is_ignored(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative/cache")
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    assert fused.folder() == tmp_path / ".cache/densenet_from_scratch"
+
+
+@compiler
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+def test_the_default_device_does_not_matter_to_the_kernels(device):
+    x = torch.randn(40, 6)
+    torch.set_default_device(device)
+    try:
+        mean, variance = fused.kernels_for(x).moments(x)
+    finally:
+        torch.set_default_device(None)
+    torch.testing.assert_close(mean, x.double().mean(0))
+    torch.testing.assert_close(variance, x.double().var(0, unbiased=False))
+
+
 @compiler
 def test_a_damaged_library_is_not_used(tmp_path):
     assert train_elsewhere(XDG_CACHE_HOME=str(tmp_path)) == "True"

@@ -1,16 +1,21 @@
 """The whole DenseNet: the paper's sizes, torchvision's numbers, and any valid configuration."""
 
+import copy
 import inspect
 import math
+import pickle
 import re
 
+import numpy
 import pytest
 import torch
+import torch.fx
 import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from densenet_from_scratch import (
     DenseNet,
@@ -23,8 +28,10 @@ from densenet_from_scratch import (
     from_torchvision,
     to_torchvision,
 )
+from densenet_from_scratch.dense import DenseBlock
 from densenet_from_scratch.efficient import BLOCK_TYPES
 from densenet_from_scratch.measure import architecture, count_macs, count_parameters
+from densenet_from_scratch.stem import ImageNetStem, SmallStem
 
 
 def on_meta(make, *arguments, **options) -> DenseNet:
@@ -269,13 +276,20 @@ def test_any_configuration_gives_logits_and_gradients(configuration, extra):
 
 @given(configuration=configurations)
 def test_weights_load_whichever_way_the_blocks_run(configuration):
-    network = DenseNet(**configuration).eval()
-    images = torch.randn(2, configuration["in_channels"], 29, 29)
+    """Each way beside plain modules, with gradients, where blocks run in ways of their own."""
+    network = DenseNet(**configuration | {"efficient": False}).double().eval()
+    images = torch.randn(2, configuration["in_channels"], 29, 29, dtype=torch.float64)
+    expected = network(images)
+    gradients = torch.autograd.grad(expected.square().sum(), list(network.parameters()))
     for efficient in BLOCK_TYPES:
-        other = DenseNet(**configuration | {"efficient": efficient}).eval()
+        other = DenseNet(**configuration | {"efficient": efficient}).double().eval()
         other.load_state_dict(network.state_dict())
+        logits = other(images)
+        torch.testing.assert_close(logits, expected)
+        found = torch.autograd.grad(logits.square().sum(), list(other.parameters()))
+        torch.testing.assert_close(found, gradients)
         with torch.no_grad():
-            torch.testing.assert_close(other(images), network(images))
+            torch.testing.assert_close(other(images), expected)
 
 
 @given(configuration=configurations)
@@ -284,3 +298,158 @@ def test_renaming_there_and_back_changes_nothing(configuration):
     renamed = to_torchvision(weights)
     assert all(name.startswith(("features.", "classifier.")) for name in renamed)
     assert from_torchvision(renamed) == weights
+
+
+# --- A good citizen ------------------------------------------------------------------------------
+
+every_way = pytest.mark.parametrize("efficient", BLOCK_TYPES)
+
+
+def tiny(efficient: bool | str = False, **options) -> DenseNet:
+    torch.manual_seed(0)
+    sizes = {"growth_rate": 3, "block_config": (2, 2), "num_init_features": 4, "num_classes": 3}
+    return DenseNet(**sizes | options, efficient=efficient)
+
+
+@every_way
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("small_inputs", [True, False])
+def test_symbolic_tracing_sees_the_modules(efficient, training, small_inputs):
+    network = tiny(efficient, small_inputs=small_inputs).train(training)
+    traced = torch.fx.symbolic_trace(network)
+    x = torch.randn(4, 3, 9, 9)
+    torch.testing.assert_close(copy.deepcopy(traced)(x), copy.deepcopy(network)(x))
+    called = {node.target for node in traced.graph.nodes if node.op == "call_module"}
+    assert {"stem.conv", "blocks.1.layers.1.conv2", "transitions.0.norm", "classifier"} <= called
+
+
+@every_way
+def test_torchvisions_feature_extractor(efficient):
+    network = tiny(efficient).eval()
+    names = ["stem.conv", "blocks.0.layers.1.conv1", "transitions.0.conv", "norm"]
+    extract = create_feature_extractor(network, names)
+    x = torch.randn(2, 3, 8, 8)
+    found = extract(x)
+    torch.testing.assert_close(found["norm"], network.features(x))
+    torch.testing.assert_close(found["stem.conv"], network.stem(x))
+    assert found["transitions.0.conv"].shape == (2, 5, 8, 8)
+
+
+@every_way
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.Conv2d(1, 4, 5, padding=2),
+        lambda: nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.GELU(), nn.Conv2d(8, 4, 1)),
+        lambda: nn.Sequential(nn.Identity(), nn.Conv2d(1, 4, 3, padding=1)),
+        lambda: SmallStem(1, 4),
+        lambda: ImageNetStem(1, 4),
+    ],
+)
+def test_another_stem_with_another_number_of_channels(efficient, training, make):
+    network = tiny(efficient).train(training)
+    network.stem = make()
+    x = torch.randn(2, 1, 16, 16)
+    assert network(x).shape == (2, 3)
+    with torch.no_grad():
+        torch.testing.assert_close(network.eval().frozen()(x), network(x))
+    with pytest.raises((ValueError, RuntimeError), match=r"channels|shape"):
+        network(torch.randn(2, 3, 16, 16))
+
+
+def test_the_first_convolution_may_be_replaced_in_the_stem():
+    """One channel in place of three, as one does with weights for colour images."""
+    network = tiny(True, small_inputs=False)
+    network.stem.conv = nn.Conv2d(1, 4, 7, stride=2, padding=3, bias=False)
+    assert network(torch.randn(2, 1, 16, 16)).shape == (2, 3)
+    with pytest.raises(ValueError, match=r"x must have shape \(N, 1, H, W\)"):
+        network(torch.randn(2, 3, 16, 16))
+
+
+def test_a_hook_may_change_the_image_before_the_stem():
+    network = tiny()
+    network.stem.register_forward_pre_hook(lambda stem, inputs: inputs[0].expand(-1, 3, -1, -1))
+    assert network(torch.randn(2, 1, 8, 8)).shape == (2, 3)
+
+
+class Doubled(DenseNet):
+    """Overrides ``features`` and uses the one it overrides."""
+
+    def features(self, x: Tensor) -> Tensor:
+        return 2 * super().features(x)
+
+
+@every_way
+@pytest.mark.parametrize("training", [True, False])
+def test_overridden_features_are_used(efficient, training):
+    plain = tiny().train(training)
+    torch.manual_seed(0)
+    sizes = {"growth_rate": 3, "block_config": (2, 2), "num_init_features": 4, "num_classes": 3}
+    doubled = Doubled(**sizes, efficient=efficient).train(training)
+    assert doubled.state_dict().keys() == plain.state_dict().keys()
+    x = torch.randn(4, 3, 8, 8)
+    features = plain.features(x)
+    expected = plain.classifier(F.relu(2 * features).mean(dim=(2, 3)))
+    torch.testing.assert_close(doubled(x), expected)
+    assert doubled.why_not_as_built() == "features is overridden"
+
+
+@every_way
+@pytest.mark.parametrize("target", ["features", "norm", "last block", "last layer"])
+def test_a_class_activation_map(efficient, target):
+    """Grad-CAM: the maps and their gradients at a target, from a hook and from its tensor."""
+    maps = []
+    for network in (tiny(), tiny(efficient)):
+        network.eval()
+        part = {
+            "features": network.features,
+            "norm": network.norm,
+            "last block": network.blocks[-1],
+            "last layer": network.blocks[-1].layers[-1],
+        }[target]
+        kept = []
+        part.register_forward_hook(lambda module, inputs, output, kept=kept: kept.append(output))
+        torch.manual_seed(1)
+        logits = network(torch.randn(1, 3, 8, 8))
+        assert len(kept) == 1
+        [gradient] = torch.autograd.grad(logits[0, 1], kept)
+        weights = gradient.mean(dim=(2, 3), keepdim=True)
+        maps.append(F.relu((weights * kept[0]).sum(dim=1)))
+    torch.testing.assert_close(maps[1], maps[0])
+
+
+def test_a_backward_hook_on_the_features_meets_no_in_place_operation():
+    network = tiny()
+    seen = []
+    network.features.register_full_backward_hook(lambda *args: seen.append(args[2][0].shape))
+    network(torch.randn(2, 3, 8, 8)).sum().backward()
+    assert seen == [(2, 11, 4, 4)]
+
+
+def test_features_leave_no_trace_in_weights_copies_and_files(tmp_path):
+    network = tiny()
+    assert not [name for name in network.state_dict() if name.startswith("features")]
+    x = torch.randn(2, 3, 8, 8)
+    torch.save(network, tmp_path / "network.pt")
+    loaded = torch.load(tmp_path / "network.pt", weights_only=False)
+    for twin in (copy.deepcopy(network), pickle.loads(pickle.dumps(network)), loaded):
+        twin.stem.conv.weight.data.mul_(2)
+        assert not torch.allclose(twin.features(x), network.features(x))
+        torch.testing.assert_close(twin.norm.weight, network.norm.weight)
+
+
+def test_numpys_integers_are_integers():
+    network = tiny(growth_rate=numpy.int64(3), num_classes=numpy.int64(5))
+    assert network(torch.randn(2, 3, 8, 8)).shape == (2, 5)
+    assert densenet_cifar(numpy.int64(10), numpy.int32(4)).depth == 10
+
+
+def test_smaller_images_where_a_transition_keeps_the_size():
+    network = tiny(block_config=(1, 1, 1))
+    assert network.minimum_size == 4
+    network.transitions[1] = nn.Conv2d(network.transitions[1].norm.num_features, 3, 1)
+    network.blocks[2] = DenseBlock(1, 3, 3)
+    network.norm, network.classifier = nn.BatchNorm2d(6), nn.Linear(6, 3)
+    assert network.minimum_size == 2
+    assert network(torch.randn(2, 3, 2, 2)).shape == (2, 3)

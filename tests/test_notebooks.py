@@ -20,13 +20,6 @@ from densenet_from_scratch import dense, efficient, model, osa, plain, residual,
 ROOT = Path(__file__).parent.parent
 CHAPTERS = sorted((ROOT / "chapters").glob("*.ipynb"))
 SOLUTIONS = sorted((ROOT / "solutions").glob("*/*.ipynb"))
-INSTALL = """\
-# On Colab, or wherever the course is not installed yet, this installs it. Elsewhere: nothing.
-import importlib.util
-
-if importlib.util.find_spec("densenet_from_scratch") is None:
-    %pip install --quiet "densenet-from-scratch[course] @ git+{address}"
-"""
 
 chapters = pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
 executed = pytest.mark.parametrize("path", CHAPTERS + SOLUTIONS, ids=lambda path: path.stem)
@@ -75,14 +68,6 @@ def test_some_outputs_are_compared(path):
         if cell.outputs and "nbval-ignore-output" not in cell.metadata.get("tags", [])
     ]
     assert len(compared) >= 3
-
-
-@executed
-def test_the_first_code_cell_makes_it_run_on_colab(path):
-    from test_project import PROJECT
-
-    address = PROJECT["project"]["urls"]["Repository"]
-    assert cells(path, "code")[0].source.strip() == INSTALL.format(address=address).strip()
 
 
 @chapters
@@ -181,8 +166,6 @@ def classes_built_in(chapter: str) -> dict:
         source = "\n".join(
             "" if re.match(r"\s*%", line) else line for line in cell.source.splitlines()
         )
-        if source.rstrip().endswith(":"):  # the install cell, without its magic line
-            continue
         wanted = (ast.Import, ast.ImportFrom, ast.ClassDef, ast.FunctionDef)
         for node in ast.parse(source).body:
             if isinstance(node, wanted):

@@ -17,11 +17,12 @@ FOLDER = Path(densenet_from_scratch.__file__).parent
 
 # A module imports only from floors below its own.
 FLOORS = [
-    {"arguments"},
+    {"internals"},
+    {"arguments", "stem"},
     {"data", "measure", "fused"},
     {"plain"},
     {"residual", "dense", "transition", "osa"},
-    {"shared"},
+    {"as_built", "shared"},
     {"efficient"},
     {"inference"},
     {"model"},

@@ -1,5 +1,7 @@
 """The glossary and the notation page know every term and symbol, and are linked."""
 
+import functools
+import itertools
 import re
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import nbformat
 import pytest
 
 CHAPTERS = sorted((Path(__file__).parent.parent / "chapters").glob("*.ipynb"))
+SOLUTIONS = Path(__file__).parent.parent / "solutions"
 PAGES = [CHAPTERS[0].with_name(name) for name in ("glossary.md", "notation.md")]
 # Commands of LaTeX that lay out or relate, and name nothing.
 NO_SYMBOLS = set(
@@ -70,3 +73,121 @@ def test_every_row_is_complete_and_says_where_it_comes_in(page):
 def test_the_glossary_is_in_order():
     terms = [row.strip().lower() for row in first_columns(PAGES[0]).splitlines()[2:]]
     assert terms == sorted(terms)
+
+
+# --- Where a row leads --------------------------------------------------------------------------
+
+
+@functools.cache
+def texts() -> dict[int, str]:
+    """What each chapter says, without the map of the course, which names what others explain."""
+    found = {}
+    for path in CHAPTERS:
+        cells = [c.source for c in nbformat.read(path, 4).cells if c.cell_type == "markdown"]
+        said = [text for text in cells if not text.startswith("## The course\n")]
+        found[int(path.name[:2])] = "\n\n".join(said)
+    return found
+
+
+def rows(page: Path) -> list:
+    """The first column of each row and the chapters in its last one."""
+    found = []
+    for line in page.read_text().splitlines():
+        if line.startswith("|") and not line.startswith(("| term", "| symbol", "|---")):
+            columns = [column.strip() for column in line.split("|")]
+            chapters = [int(number) for number in re.findall(r"\[(\d+)\]\(", columns[-2])]
+            found.append(pytest.param(columns[1], chapters, id=columns[1]))
+    return found
+
+
+def forms(term: str) -> list[str]:
+    """The forms of a term: "batch normalisation (BN)" has two, and commas part others."""
+    found = []
+    for part in term.split(", "):
+        both = re.fullmatch(r"(.+) \((.+)\)", part)
+        found += both.groups() if both else [part]
+    return found
+
+
+def stem(word: str) -> str:
+    """A word without what grammar has put at its end."""
+    return re.sub(r"(ation|isation|ing|ion|ed|es|s|e)$", "", word) if len(word) > 4 else word
+
+
+def uses_term(text: str, form: str) -> bool:
+    """Whether the words of a term stand together, in any order and with any ending."""
+    stems = [re.escape(stem(word)) for word in re.split(r"[ -]", form.lower())]
+    orders = [r"\w*\W+(?:\w+\W+){0,3}?".join(order) for order in itertools.permutations(stems)]
+    return any(re.search(r"\b" + order, text.lower()) for order in orders)
+
+
+@functools.cache
+def marked(number: int, mark: str) -> set[tuple[str, ...]]:
+    """The terms that a chapter sets bold (or in italics), but not as the label of a list's item."""
+    text = re.sub(
+        r"```.*?```|`[^`]*`|^\s*- (?:The )?\*\*.*?\*\*", "", texts()[number], flags=re.M | re.S
+    )
+    star = re.escape(mark)
+    found = re.findall(rf"(?<!\*){star}(?![\s*])([^*]+){star}(?!\*)", text)
+    return {words_of(term) for term in found}
+
+
+def words_of(term: str) -> tuple[str, ...]:
+    words = re.findall(r"\w+", term.lower())
+    return tuple(stem(word) for word in words if word not in ("the", "a", "an"))
+
+
+@pytest.mark.parametrize(("term", "chapters"), rows(PAGES[0]))
+def test_a_term_leads_to_the_first_chapter_that_defines_it(term, chapters):
+    """A definition is bold. One in italics will do where no earlier chapter has a bold one."""
+    used = {n: [f for f in forms(term) if uses_term(text, f)] for n, text in texts().items()}
+    assert all(used[number] for number in chapters), f"used in {[n for n in used if used[n]]}"
+    words = {words_of(form) for form in forms(term)}
+    defining = [number for number in texts() if words & marked(number, "**")]
+    earlier = [n for n in chapters if words & marked(n, "*") and n < min(defining, default=0)]
+    assert not defining or defining[0] in chapters or earlier, f"defined in {defining}"
+
+
+@functools.cache
+def formulas(number: int, exercises: bool = False) -> str:
+    """The formulas of a chapter, or those of its exercises."""
+    text = texts()[number]
+    if exercises:
+        paths = SOLUTIONS.glob(f"{number:02}-*/*.ipynb")
+        cells = [cell for path in paths for cell in nbformat.read(path, 4).cells]
+        text = "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    return "\n".join(tokens(formula) for formula in mathematics(text))
+
+
+def tokens(formula: str) -> str:
+    """A formula with a space on both sides of whatever LaTeX reads as one."""
+    found = re.findall(r"\\[A-Za-z]+|\\.|\d+|\S", formula)
+    return " " + "".join(f"{token} " for token in found if token != r"\,")
+
+
+def uses_formula(number: int, formula: str, exercises: bool = False) -> bool:
+    """Whether a chapter, or its exercises, has a formula; a dot in it stands for anything."""
+    wanted = re.escape(tokens(formula)).replace(re.escape(r"\cdot"), ".+?")
+    return re.search(wanted, formulas(number, exercises)) is not None
+
+
+def first_formulas(row: str) -> list[str]:
+    """What a row is about, as chapters write it: of a concatenation its beginning."""
+    found = [re.sub(r"^(\[.*?),.*", r"\1,", formula) for formula in mathematics(row)]
+    return [formula for formula in found if formula.strip()]  # an operator's name is none
+
+
+@pytest.mark.parametrize(("row", "chapters"), rows(PAGES[1]))
+def test_a_symbol_leads_to_the_first_chapter_that_uses_it(row, chapters):
+    """To the first one where the symbol means one thing only, else to one that uses it."""
+    letters = [symbols(mathematics(param.values[0])) for param in rows(PAGES[1])]
+    needless = set(chapters) if first_formulas(row) else set()
+    for formula in first_formulas(row):
+        using = [number for number in texts() if uses_formula(number, formula)]
+        there = {n for n in chapters if n in using or uses_formula(n, formula, exercises=True)}
+        assert there, f"${formula}$ is used in {using}"
+        own = symbols([formula])
+        several = len(own) == 1 and sum(bool(own & others) for others in letters) > 1
+        assert several or not using or using[0] in chapters, f"${formula}$ is used in {using}"
+        needless -= there
+    assert not needless

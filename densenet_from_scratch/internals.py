@@ -1,0 +1,76 @@
+"""What PyTorch gives no public way to ask, in one place (chapter 10).
+
+A way of running a network that goes round its modules must know whether anybody would notice: a
+hook, a tracer, a transform. Some of that is public, some is found out by trying, and for the rest
+this file, and no other, reads names that PyTorch keeps to itself. A name that a later PyTorch no
+longer has is taken as "somebody may be watching": then the modules run.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.modules import module as global_hooks
+from torch.utils import _python_dispatch as dispatch
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Say whether a hook waits on a module, or its call has been compiled."""
+    own = vars(module)
+    return any(own.get(name, True) for name in HOOKS) or bool(own.get("_compiled_call_impl"))
+
+
+def all_are_watched() -> bool:
+    """Say whether a hook waits on all modules there are."""
+    ask = getattr(global_hooks, "_has_any_global_hook", None)
+    return ask is None or bool(ask())
+
+
+def is_in_mode() -> bool:
+    """Say whether a mode sees, and may change, each operation: a counter, a tracer, a fake.
+
+    The one of ``torch.set_default_device`` only places new tensors, and does not count.
+    """
+    operations = getattr(dispatch, "_get_current_dispatch_mode", None)
+    functions = getattr(torch.overrides, "_get_current_function_mode_stack", None)
+    if operations is None or functions is None or operations() is not None:
+        return True
+    return any(type(mode).__name__ != "DeviceContext" for mode in functions())
+
+
+class _Probe(torch.autograd.Function):
+    """A function without ``setup_context``, which transforms of torch.func refuse."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        """Return ``x``."""
+        return x
+
+
+_NOTHING = torch.empty(0, device="cpu")
+
+
+def is_transformed() -> bool:
+    """Say whether a transform of torch.func, or forward-mode differentiation, is under way."""
+    try:
+        _Probe.apply(_NOTHING)
+        with forward_ad.dual_level():  # refuses to be nested
+            return False
+    except RuntimeError:
+        return True
+
+
+def watcher() -> str | None:
+    """Name what would notice, anywhere in a network, that its modules do not run; or None."""
+    if torch.jit.is_tracing():
+        return "torch.jit is tracing"
+    if torch.compiler.is_compiling():
+        return "a compiler or an export is recording"
+    if is_transformed():
+        return "a transform of torch.func or forward-mode differentiation is under way"
+    if all_are_watched():
+        return "a hook waits on all modules"
+    if is_in_mode():
+        return "a mode sees every operation"
+    return None

@@ -1,0 +1,36 @@
+"""Stems: the first convolution, for small images and for ImageNet (chapter 7)."""
+
+from torch import nn
+
+
+class SmallStem(nn.Sequential):
+    """The stem for small images: one 3×3 convolution at full size (section 3, CIFAR and SVHN).
+
+    Args:
+        in_channels: channels of the image.
+        out_channels: maps it makes, k_0.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
+
+
+class ImageNetStem(nn.Sequential):
+    """The stem for ImageNet: 7×7 convolution, stride 2, BN, ReLU, 3×3 max-pool, stride 2 (Table 1).
+
+    It leaves a quarter of the height and width, rounding up.
+
+    Args:
+        in_channels: channels of the image.
+        out_channels: maps it makes, k_0.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, kernel_size=7, stride=2, padding=3, bias=False
+        )
+        self.norm = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU()
+        self.pool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
