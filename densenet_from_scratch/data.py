@@ -196,8 +196,8 @@ def _download(name: str, source: _TorchvisionSource, root: Path) -> None:
     except (OSError, RuntimeError) as error:
         why = " ".join(str(error).split())  # in one line
         raise ConnectionError(
-            f"data set {name!r} could not be downloaded to {root} ({why}); try again later, or pass "
-            f"root= a folder that holds {source.folder}"
+            f"data set {name!r} could not be downloaded to {root} ({why}); try again later, or "
+            f"pass root= a folder that holds {source.folder}"
         ) from error
     finally:
         for folder in missing:  # those that are empty, after a failure
