@@ -313,7 +313,8 @@ def test_a_download_that_fails_changes_nothing(name, archive, tmp_path):
     root = tmp_path / "data"
     root.mkdir()
     (root / "mine.txt").write_text("keep")
-    for place in (root, tmp_path / "new" / "deep"):
+    (tmp_path / "empty").mkdir()
+    for place in (root, tmp_path / "new" / "deep", tmp_path / "empty"):
         with pytest.raises(ConnectionError) as caught:
             load_data(name, place, download=True)
         for part in (repr(name), "could not be downloaded", str(place), "root=", FOLDERS[name]):
@@ -321,6 +322,7 @@ def test_a_download_that_fails_changes_nothing(name, archive, tmp_path):
         assert "\n" not in str(caught.value)
     assert [path.name for path in root.rglob("*")] == ["mine.txt"]
     assert not (tmp_path / "new").exists()
+    assert (tmp_path / "empty").exists()
 
 
 def test_a_download_is_unpacked_beside_its_place(archive, tmp_path, monkeypatch):
@@ -335,6 +337,8 @@ def test_a_download_is_unpacked_beside_its_place(archive, tmp_path, monkeypatch)
 
 def test_every_data_set_has_been_tested():
     assert set(DATASETS) == {"digits", *SOURCES}
+    with pytest.raises(ValueError, match=r"^name must be one of 'digits', .*, got 'CIFAR10'"):
+        load_data("CIFAR10")
 
 
 # --- Splits and loaders --------------------------------------------------------------------------
@@ -458,6 +462,10 @@ def test_a_loader_is_plain_unless_asked():
 def test_what_a_loader_refuses():
     with pytest.raises(ValueError, match=r"^seed must be an integer below 2\*\*63, got"):
         make_loader(numbered([0]), seed=2**63)
+    with pytest.raises(ValueError, match=r"^seed must be an integer of at least 0, got -1"):
+        make_loader(numbered([0]), seed=-1)
+    with pytest.raises(ValueError, match=r"^dataset must hold at least one image, got 0"):
+        make_loader(numbered([]))
     assert make_loader(numbered([0]), seed=2**63 - 1).generator.initial_seed() == 2**63 - 1
     for wrong in (iter([(0, 1)]), torch.zeros(3, 1), Listed(), load_data()):
         with pytest.raises(ValueError, match=r"^dataset must be a data set, with a length and"):

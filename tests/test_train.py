@@ -189,6 +189,49 @@ def test_the_papers_recipe_reaches_the_optimiser(monkeypatch):
     ]
 
 
+class Noted(Dataset):
+    """A data set that notes in which order it is read."""
+
+    def __init__(self) -> None:
+        self.read: list[int] = []
+
+    def __len__(self) -> int:
+        return len(TRAIN_SET)
+
+    def __getitem__(self, index: int):
+        self.read.append(index)
+        return TRAIN_SET[index]
+
+
+def test_every_epoch_reads_every_image_once_in_an_order_of_its_own():
+    images = Noted()
+    run(small_net(), Recipe(epochs=3, batch_size=4), images)
+    epochs = [images.read[-60:-40], images.read[-40:-20], images.read[-20:]]
+    assert all(sorted(epoch) == list(range(20)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in [*epochs, range(20)]}) == 4
+    assert images.read[:-60] == [0, 1], "no more than two are tried out"
+
+
+def test_a_recipe_is_for_the_digits_unless_told():
+    settings = (8, 64, 0.1, 0.9, True, 0.0, "one-cycle", 0, False)
+    assert Recipe() == Recipe(*settings)
+    noted = Noted()
+    assert len(train(small_net(), noted, EVAL_SET, device="cpu", progress=False)) == 8
+    assert len(noted.read) == 2 + 8 * 20
+    assert Recipe(momentum=0, nesterov=False).momentum == 0
+    for wrong in (1, -0.1):
+        with pytest.raises(ValueError, match="momentum must be a number in"):
+            Recipe(momentum=wrong)
+
+
+def test_the_device_is_found_unless_given():
+    model = small_net()
+    train(model, TRAIN_SET, EVAL_SET, Recipe(1, 4), progress=False)
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    assert {parameter.device.type for parameter in model.parameters()} == {found}
+    assert evaluate(model, EVAL_SET) == evaluate(model, EVAL_SET, found)
+
+
 # --- The same again ------------------------------------------------------------------------------
 
 
