@@ -218,7 +218,12 @@ def stored_by_layer(module: nn.Module, *inputs: Tensor) -> list[Stored]:
 
     Returns:
         The modules that store something, in the order in which they first do.
+
+    Raises:
+        ValueError: the module stores something else while its parts are watched, as networks do
+            whose efficient ways go round their modules.
     """
+    expected = saved_bytes(module, *inputs)
     module = copy.deepcopy(module)
     running: list[tuple[str, str]] = [("", type(module).__name__)]
     stored: dict[tuple[str, str], int] = {}
@@ -235,6 +240,11 @@ def stored_by_layer(module: nn.Module, *inputs: Tensor) -> list[Stored]:
     with saved_tensors(module, note=note):
         output = module(*inputs)
     del output  # held until here, so that the graph was whole
+    if (found := sum(stored.values())) != expected:
+        raise ValueError(
+            "module must store the same while its parts are watched (efficient=False), but stores "
+            f"{found:,} bytes then, got one that stores {expected:,}"
+        )
     return [Stored(layer, kind, size) for (layer, kind), size in stored.items()]
 
 

@@ -262,13 +262,20 @@ def test_stored_by_layer_names_the_module_that_stored_it():
     assert int(network[1].num_batches_tracked) == 0, "a copy ran"
 
 
-@pytest.mark.parametrize("efficient", [False, "checkpoint", "shared-recompute"])
-def test_stored_by_layer_adds_up(efficient):
-    network = DenseNet(4, (3, 2), num_init_features=6, efficient=efficient)
+def test_stored_by_layer_adds_up():
+    network = DenseNet(4, (3, 2), num_init_features=6)
     images = torch.randn(2, 3, 8, 8)
     rows = stored_by_layer(network, images)
     assert sum(row.bytes for row in rows) == saved_bytes(network, images)
     assert len({row.layer for row in rows}) == len(rows)
+
+
+@pytest.mark.parametrize("efficient", ["checkpoint", "shared-recompute"])
+def test_stored_by_layer_does_not_tell_of_modules_that_are_gone_round(efficient):
+    """Watched, they run, and store what the plain network stores."""
+    network = DenseNet(4, (3, 2), num_init_features=6, efficient=efficient)
+    with pytest.raises(ValueError, match=r"module must store the same .* \(efficient=False\)"):
+        stored_by_layer(network, torch.randn(2, 3, 8, 8))
 
 
 def test_peak_bytes_is_the_most_that_was_held_at_once():
