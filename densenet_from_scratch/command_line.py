@@ -7,10 +7,14 @@ import torch
 
 from densenet_from_scratch.arguments import check_choice
 from densenet_from_scratch.data import DATASETS, load_data, stratified_split
+from densenet_from_scratch.dense import DROP_AFTER
 from densenet_from_scratch.efficient import BLOCK_TYPES
 from densenet_from_scratch.measure import count_parameters
 from densenet_from_scratch.model import densenet_cifar
+from densenet_from_scratch.plain import INIT_MODES
 from densenet_from_scratch.train import SCHEDULES, Recipe, train
+
+INTERRUPTED = 130  # exit status of a program that was stopped by Ctrl-C
 
 EXAMPLES = """\
 Rows of the paper's Table 2 (each a test error in %; CIFAR-10 without + is without --augment):
@@ -19,7 +23,8 @@ Rows of the paper's Table 2 (each a test error in %; CIFAR-10 without + is witho
   DenseNet (L=40, k=12), C10:        --data cifar10 --depth 40 --no-bottleneck --compression 1
 The defaults are the paper's recipe: 300 epochs, batches of 64, learning rate 0.1 divided by 10
 after half and three quarters, weight decay 1e-4, Nesterov momentum 0.9, and dropout 0.2 without
---augment.
+--augment, after every convolution but the first. First weights are scaled by the fan-out, as in the
+authors' code. With --drop-after layer --init-mode fan_in, both are torchvision's.
 """
 
 
@@ -33,7 +38,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     data = parser.add_argument_group("data")
     data.add_argument("--data", choices=DATASETS, default="cifar10")
-    data.add_argument("--root", default="data", help="folder of torchvision's data sets")
+    data.add_argument("--root", default="data", help="folder of torchvision's data sets (data)")
     data.add_argument("--download", action="store_true", help="fetch the data if it is missing")
     data.add_argument("--augment", action="store_true", help="mirror and shift (the paper's +)")
     data.add_argument(
@@ -49,6 +54,20 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     network.add_argument("--no-bottleneck", action="store_true", help="basic layers, no B")
     network.add_argument("--compression", type=float, default=0.5, help="θ (default 0.5; 1: no C)")
     network.add_argument("--drop-rate", type=float, help="default 0.2, or 0 with --augment")
+    network.add_argument(
+        "--drop-after",
+        choices=DROP_AFTER,
+        default="convolution",
+        help="dropout after each convolution but the first (default; the paper, section 4.2, and "
+        "the authors' code), or only on each dense layer's output (torchvision)",
+    )
+    network.add_argument(
+        "--init-mode",
+        choices=INIT_MODES,
+        default="fan_out",
+        help="first weights scaled by the fan-out (default; the authors' code) or by the fan-in "
+        "(torchvision)",
+    )
     ways = [way for way in BLOCK_TYPES if isinstance(way, str)]
     network.add_argument(
         "--efficient", nargs="?", const=True, default=False, metavar="|".join(ways)
@@ -105,8 +124,13 @@ def _run(options: argparse.Namespace) -> None:
         num_classes=data.num_classes,
         efficient=options.efficient,
         in_channels=data.image_shape[0],
+        drop_after=options.drop_after,
+        init_mode=options.init_mode,
     )
-    print(f"{count_parameters(network):,} parameters, dropout {drop_rate}, {recipe}")
+    print(
+        f"{count_parameters(network):,} parameters, dropout {drop_rate} after each "
+        f"{options.drop_after}, {options.init_mode} initialisation, {recipe}"
+    )
     history = train(
         network,
         train_set,
@@ -125,3 +149,5 @@ def _run(options: argparse.Namespace) -> None:
             f"after {len(history)} epochs: {part} error {error:.2f} %, training loss "
             f"{history.train_loss[-1]:.4f} nats, {sum(history.seconds):.0f} s"
         )
+    if history.interrupted:
+        raise SystemExit(INTERRUPTED)

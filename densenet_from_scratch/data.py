@@ -8,16 +8,18 @@ scikit-learn and torchvision are imported where they are used: together they tak
 import as PyTorch does, and much of the course needs neither.
 """
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
 from densenet_from_scratch.arguments import check_choice, check_count, check_fraction
 
@@ -89,8 +91,8 @@ def load_data(
 
     Args:
         name: one of ``DATASETS``.
-        root: the folder that holds torchvision's data sets, in torchvision's own layout. The
-            digits need none.
+        root: the folder that holds torchvision's data sets, in torchvision's own layout; ``~`` is
+            your home. The digits need none.
         download: fetch a missing data set into ``root``. A download that fails leaves ``root`` as
             it was.
         augment: mirror and shift the training images at random, the "+" of the DenseNet paper's
@@ -101,16 +103,32 @@ def load_data(
         test images with every class in proportion.
 
     Raises:
-        ValueError: ``name`` is unknown, or ``augment`` was asked of the digits.
+        ValueError: ``name`` is unknown, ``root`` is a file, or ``augment`` was asked of the digits.
         FileNotFoundError: the data set is not under ``root`` and ``download`` is false.
+        ConnectionError: it could not be downloaded.
         RuntimeError: its files are there but damaged.
     """
     check_choice("name", name, DATASETS)
+    check_choice("augment", augment, (False, True))
+    check_choice("download", download, (False, True))
     if name == "digits":
         if augment:
             raise ValueError("augment must be False for 'digits' (no mirrored digits), got True")
         return _load_digits()
-    return _load_torchvision(name, Path(root), download, augment)
+    folder = as_path("root", root)
+    if any(path.exists() and not path.is_dir() for path in (folder, *folder.parents)):
+        raise ValueError(f"root must be a folder, got {str(folder)!r}, which is or is in a file")
+    return _load_torchvision(name, folder, download, augment)
+
+
+def as_path(name: str, value: Any) -> Path:
+    """Return a path, with ``~`` as your home; raise ``ValueError`` for what is none."""
+    try:
+        if os.fspath(value) == "":
+            raise TypeError
+        return Path(value).expanduser()
+    except (TypeError, RuntimeError):
+        raise ValueError(f"{name} must be a path, got {value!r}") from None
 
 
 def _load_digits() -> Data:
@@ -144,7 +162,7 @@ def _load_torchvision(name: str, root: Path, download: bool, augment: bool) -> D
                 f"data set {name!r} is not at {root / source.folder}; pass download=True to fetch "
                 f"it, or root= the folder that holds {source.folder}"
             )
-        _download(source, root)
+        _download(name, source, root)
     normalise = [transforms.ToTensor(), transforms.Normalize(source.mean, source.std)]
     # Section 4.1 of the paper: mirror, and pad by 4 pixels then crop back.
     distort = [
@@ -167,21 +185,56 @@ def _load_torchvision(name: str, root: Path, download: bool, augment: bool) -> D
     return Data(name, train, test, tuple(train.classes), source.image_shape)
 
 
-def _download(source: _TorchvisionSource, root: Path) -> None:
+def _download(name: str, source: _TorchvisionSource, root: Path) -> None:
     """Fetch into a folder beside the destination, then move: all of it arrives, or nothing."""
+    missing = [folder for folder in (root, *root.parents) if not folder.exists()]
     root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as scratch:
-        source.make(scratch, train=True, download=True)
-        shutil.move(str(Path(scratch) / source.folder), root / source.folder)
+    try:
+        with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as scratch:
+            source.make(scratch, train=True, download=True)
+            shutil.move(str(Path(scratch) / source.folder), root / source.folder)
+    except (OSError, RuntimeError) as error:
+        why = " ".join(str(error).split())  # in one line
+        raise ConnectionError(
+            f"data set {name!r} could not be downloaded to {root} ({why}); try again later, or "
+            f"pass root= a folder that holds {source.folder}"
+        ) from error
+    finally:
+        for folder in missing:  # those that are empty, after a failure
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def labels_of(dataset: Dataset) -> Tensor:
-    """Return the class number of every image, shape (N,), without decoding the images."""
+    """Return the class number of every image, shape (N,), without decoding the images.
+
+    Raises:
+        ValueError: the data set is none that holds its labels apart from the images.
+    """
     if isinstance(dataset, Subset):
         return labels_of(dataset.dataset)[torch.as_tensor(dataset.indices)]
-    if isinstance(dataset, TensorDataset):
+    if isinstance(dataset, ConcatDataset):
+        return torch.cat([labels_of(part) for part in dataset.datasets])
+    if isinstance(dataset, TensorDataset) and len(dataset.tensors) > 1:
         return dataset.tensors[1]
-    return torch.as_tensor(dataset.targets)  # type: ignore[attr-defined]  # torchvision's own name
+    if hasattr(dataset, "targets"):  # torchvision's own name
+        return torch.as_tensor(dataset.targets)
+    raise ValueError(
+        "dataset must be a TensorDataset of images and labels, or have its labels as targets, got "
+        f"{type(dataset).__name__}"
+    )
+
+
+def labels_without_reading(dataset: Dataset) -> Tensor | None:
+    """Return what :func:`labels_of` does if these are the labels that come with the images."""
+    if isinstance(dataset, Subset):
+        labels = labels_without_reading(dataset.dataset)
+        return labels if labels is None else labels[torch.as_tensor(dataset.indices)]
+    # With a target_transform of torchvision's, targets are not what the data set gives.
+    if isinstance(dataset, TensorDataset) or getattr(dataset, "target_transform", 0) is None:
+        with suppress(ValueError):
+            return labels_of(dataset)
+    return None
 
 
 def stratified_split(dataset: Dataset, fraction: float, seed: int = 0) -> tuple[Subset, Subset]:
@@ -196,13 +249,21 @@ def stratified_split(dataset: Dataset, fraction: float, seed: int = 0) -> tuple[
         Two subsets that together hold every image once.
 
     Raises:
-        ValueError: ``fraction`` is out of range, or leaves a part with fewer images than classes.
+        ValueError: ``fraction`` or ``seed`` is out of range, a class has a single image, or a part
+            would have fewer images than classes.
     """
     from sklearn.model_selection import train_test_split
 
     check_fraction("fraction", fraction, one=False)
+    check_seed(seed, bits=32)
     labels = labels_of(dataset)
-    size, classes = round(len(labels) * fraction), len(labels.unique())
+    names, counts = labels.unique(return_counts=True)
+    if 1 in counts:
+        raise ValueError(
+            "dataset must hold at least two images of every class to split, got one of class "
+            f"{names[counts == 1][0].item()}"
+        )
+    size, classes = round(len(labels) * fraction), len(names)
     if not classes <= size <= len(labels) - classes:
         raise ValueError(
             f"fraction must leave at least {classes} images, one a class, in each part of "
@@ -243,15 +304,35 @@ def make_loader(
         num_workers: processes that prepare images; 0 prepares them in this one.
 
     Raises:
-        ValueError: ``dataset`` is empty, ``batch_size`` is not positive or ``num_workers`` is
-            negative.
+        ValueError: ``dataset`` is empty or none, ``batch_size`` is not positive, ``num_workers`` is
+            negative or ``seed`` out of range.
     """
-    if len(dataset) == 0:  # type: ignore[arg-type]  # map-style data sets have a length
-        raise ValueError("dataset must hold at least one image, got 0")
+    check_dataset("dataset", dataset)
     return DataLoader(
         dataset,
         check_count("batch_size", batch_size),
         shuffle=shuffle,
         num_workers=check_count("num_workers", num_workers, minimum=0),
-        generator=torch.Generator().manual_seed(seed),
+        generator=torch.Generator().manual_seed(check_seed(seed)),
     )
+
+
+def check_dataset(name: str, dataset: Any) -> int:
+    """Return how many images ``dataset`` holds; raise ``ValueError`` if none, or no data set."""
+    if isinstance(dataset, Tensor) or not (
+        hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    ):
+        raise ValueError(
+            f"{name} must be a data set, with a length and pairs of image and label by number, got "
+            f"{type(dataset).__name__}"
+        )
+    if len(dataset) == 0:
+        raise ValueError(f"{name} must hold at least one image, got 0")
+    return len(dataset)
+
+
+def check_seed(seed: Any, bits: int = 63) -> int:
+    """Return ``seed`` if it is an integer of at least 0 and below 2^bits; else ``ValueError``."""
+    if check_count("seed", seed, minimum=0) >= 2**bits:
+        raise ValueError(f"seed must be an integer below 2**{bits}, got {seed!r}")
+    return int(seed)

@@ -5,12 +5,15 @@ operations that run, bytes and connections from the graph that autograd records.
 """
 
 import copy
+import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from math import log
+from pathlib import Path
 from statistics import linear_regression
 from time import perf_counter
 from typing import Any
@@ -215,7 +218,12 @@ def stored_by_layer(module: nn.Module, *inputs: Tensor) -> list[Stored]:
 
     Returns:
         The modules that store something, in the order in which they first do.
+
+    Raises:
+        ValueError: the module stores something else while its parts are watched, as networks do
+            whose efficient ways go round their modules.
     """
+    expected = saved_bytes(module, *inputs)
     module = copy.deepcopy(module)
     running: list[tuple[str, str]] = [("", type(module).__name__)]
     stored: dict[tuple[str, str], int] = {}
@@ -232,6 +240,11 @@ def stored_by_layer(module: nn.Module, *inputs: Tensor) -> list[Stored]:
     with saved_tensors(module, note=note):
         output = module(*inputs)
     del output  # held until here, so that the graph was whole
+    if (found := sum(stored.values())) != expected:
+        raise ValueError(
+            "module must store the same while its parts are watched (efficient=False), but stores "
+            f"{found:,} bytes then, got one that stores {expected:,}"
+        )
     return [Stored(layer, kind, size) for (layer, kind), size in stored.items()]
 
 
@@ -239,12 +252,15 @@ def peak_bytes(run: Callable[[], Any], device: torch.device | str = "cpu") -> in
     """Return by how much memory grew at its highest while ``run`` ran, in bytes.
 
     On a GPU from the allocator's own statistics; on a CPU by adding up every allocation and
-    deallocation that ``torch.profiler`` records, which leaves out the scratch memory that libraries
-    such as oneDNN take for themselves.
+    deallocation in the trace that ``torch.profiler`` exports, which leaves out the scratch memory
+    that libraries such as oneDNN take for themselves.
 
     Args:
         run: such as a training step.
         device: where it computes.
+
+    Raises:
+        RuntimeError: the trace tells nothing of memory.
     """
     device = torch.device(device)
     if device.type == "cuda":
@@ -256,11 +272,18 @@ def peak_bytes(run: Callable[[], Any], device: torch.device | str = "cpu") -> in
         return torch.cuda.max_memory_allocated(device) - before
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler writes of its progress
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        torch.empty(1)  # so that there is something to find
         run()
-    results = profiler.profiler.kineto_results
-    events = [event for event in results.events() if event.name() == "[memory]"]
-    changes = (event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
-    return max(accumulate(changes, initial=0))
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    memory = [event for event in events if event["name"] == "[memory]"]
+    memory.sort(key=lambda event: event["ts"])
+    changes = [event["args"]["Bytes"] for event in memory]
+    if changes[:2] != [4, -4]:
+        raise RuntimeError("the profiler's trace must tell of memory, got none in this PyTorch")
+    return max(accumulate(changes[2:], initial=0))
 
 
 def growth_exponent(sizes: Sequence[float], amounts: Sequence[float]) -> float:

@@ -1,11 +1,9 @@
 """One training loop for every network of the course (chapters 1 and 8)."""
 
-import csv
-import json
 import math
-import os
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -15,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR, OneCycleLR
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm.auto import tqdm
 
 from densenet_from_scratch.arguments import (
@@ -25,7 +23,20 @@ from densenet_from_scratch.arguments import (
     check_fraction,
     check_number,
 )
-from densenet_from_scratch.data import make_loader
+from densenet_from_scratch.checkpoints import (
+    History,
+    check_run_dir,
+    read_checkpoint,
+    save_run,
+    signature,
+)
+from densenet_from_scratch.data import (
+    as_path,
+    check_dataset,
+    check_seed,
+    labels_without_reading,
+    make_loader,
+)
 
 SCHEDULES = ("one-cycle", "step", "constant")
 
@@ -64,61 +75,21 @@ class Recipe:
     amp: bool = False
 
     def __post_init__(self) -> None:
-        check_count("epochs", self.epochs)
-        check_count("batch_size", self.batch_size)
-        check_fraction("momentum", self.momentum, zero=True, one=False)
-        check_choice("schedule", self.schedule, SCHEDULES)
-        check_count("seed", self.seed, minimum=0)
-        check_number("learning_rate", self.learning_rate)
-        check_number("weight_decay", self.weight_decay, zero=True)
+        checked = {
+            "epochs": check_count("epochs", self.epochs),
+            "batch_size": check_count("batch_size", self.batch_size),
+            "momentum": check_fraction("momentum", self.momentum, zero=True, one=False),
+            "schedule": check_choice("schedule", self.schedule, SCHEDULES),
+            "seed": check_seed(self.seed),
+            "learning_rate": check_number("learning_rate", self.learning_rate),
+            "weight_decay": check_number("weight_decay", self.weight_decay, zero=True),
+            "nesterov": check_choice("nesterov", self.nesterov, (False, True)),
+            "amp": check_choice("amp", self.amp, (False, True)),
+        }
+        for name, value in checked.items():  # NumPy's numbers become Python's, as in checkpoints
+            object.__setattr__(self, name, value)
         if self.nesterov and self.momentum == 0:
             raise ValueError(f"nesterov must be False where momentum is 0, got {self.nesterov!r}")
-
-
-@dataclass
-class History:
-    """What happened in each epoch of a training run.
-
-    Attributes:
-        train_loss: mean cross-entropy over the training images as they were trained on, in nats.
-        train_accuracy: share of them classified rightly.
-        eval_loss: mean cross-entropy over the evaluation images after the epoch.
-        eval_accuracy: share of them classified rightly.
-        seconds: time for training and evaluation.
-        interrupted: someone stopped the run before its last epoch.
-    """
-
-    train_loss: list[float] = field(default_factory=list)
-    train_accuracy: list[float] = field(default_factory=list)
-    eval_loss: list[float] = field(default_factory=list)
-    eval_accuracy: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    interrupted: bool = False
-
-    def __len__(self) -> int:
-        """How many epochs were finished."""
-        return len(self.train_loss)
-
-    def save(self, path: str | Path) -> None:
-        """Write to a ``.json`` or ``.csv`` file, whole or not at all.
-
-        Raises:
-            ValueError: the file's name ends otherwise.
-        """
-        path = Path(path)
-        check_choice("path's suffix", path.suffix, (".json", ".csv"))
-        if path.suffix == ".json":
-            _write_whole(path, lambda temporary: temporary.write_text(json.dumps(asdict(self))))
-        else:
-            _write_whole(path, self._write_csv)
-
-    def _write_csv(self, path: Path) -> None:
-        columns = [f.name for f in fields(self) if f.name != "interrupted"]
-        with path.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["epoch", *columns])
-            rows = zip(*(getattr(self, column) for column in columns), strict=True)
-            writer.writerows([epoch, *row] for epoch, row in enumerate(rows, start=1))
 
 
 def train(
@@ -140,6 +111,9 @@ def train(
     (Ctrl-C, or the notebook's stop button) ends training early: the model keeps what it has
     learned and the history holds the finished epochs.
 
+    A few images of both sets are tried first, so that what does not fit is said before anything
+    is changed.
+
     Args:
         model: maps images (N, C, H, W) to logits (N, classes).
         train_set: pairs of image and class number to learn from.
@@ -148,28 +122,48 @@ def train(
         recipe: the settings; ``Recipe()`` if not given.
         device: ``"auto"`` uses a GPU when there is one.
         run_dir: a folder for ``last.pt``, ``best.pt`` (highest evaluation accuracy so far),
-            ``history.json`` and ``history.csv``, written after each epoch.
+            ``history.json`` and ``history.csv``, written after each epoch. A run that is there
+            already is not overwritten.
         resume: go on from ``last.pt`` in ``run_dir``, as if the run had never stopped.
         num_workers: processes that prepare images.
         progress: show the bar.
         label: what stands before the bar.
 
     Raises:
-        ValueError: an argument is out of range, ``device`` does not exist here, ``resume`` without
-            ``run_dir``, or the checkpoint belongs to another recipe.
+        ValueError: an argument is out of range, ``device`` does not exist here, the model and the
+            images do not fit, ``run_dir`` cannot be written to, ``resume`` without ``run_dir``, or
+            the checkpoint belongs to another recipe, network or data set.
+        FileExistsError: ``run_dir`` holds a run, and ``resume`` is false.
         FileNotFoundError: ``resume`` and no ``last.pt`` in ``run_dir``.
         FloatingPointError: the loss became infinite or NaN.
     """
-    recipe = recipe or Recipe()
+    recipe = Recipe() if recipe is None else recipe
+    for name, value, kind in (("model", model, nn.Module), ("recipe", recipe, Recipe)):
+        if not isinstance(value, kind):
+            raise ValueError(f"{name} must be a {kind.__name__}, got {type(value).__name__}")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("model must have a parameter that requires a gradient, got none")
     device = check_device(device)
+    sizes = [
+        check_dataset(name, s) for name, s in (("train_set", train_set), ("eval_set", eval_set))
+    ]
     loader = make_loader(
         train_set, recipe.batch_size, shuffle=True, seed=recipe.seed, num_workers=num_workers
     )
     eval_loader = make_loader(eval_set, batch_size=256, num_workers=num_workers)
-    if resume and run_dir is None:
+    if check_choice("resume", resume, (False, True)) and run_dir is None:
         raise ValueError("run_dir must be given to resume a run, got None")
+    if run_dir is not None:
+        run_dir = as_path("run_dir", run_dir)
+        check_run_dir(run_dir, resume)
 
     model.to(device)
+    with _left_as_it_is(model):
+        last = sizes[0] % recipe.batch_size or recipe.batch_size  # images of the last batch
+        _try_out(model.train(), train_set, "train_set", min(last, 2), device)
+        _try_out(model.eval(), eval_set, "eval_set", 1, device)
+    run = {"recipe": asdict(recipe), "images": sizes, "network": signature(model)}
+    saved = read_checkpoint(run_dir, run, device) if run_dir is not None and resume else None
     optimizer = SGD(
         model.parameters(),
         lr=recipe.learning_rate,
@@ -179,8 +173,11 @@ def train(
     )
     scheduler = _make_scheduler(optimizer, recipe, steps_per_epoch=len(loader))
     history = History()
-    if resume:
-        history = _load_checkpoint(Path(str(run_dir)), model, optimizer, scheduler, recipe, device)
+    if saved is not None:
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        scheduler.load_state_dict(saved["scheduler"])
+        history = History(**saved["history"])
 
     bar = tqdm(
         total=recipe.epochs * len(loader),
@@ -200,6 +197,7 @@ def train(
                 model, loader, optimizer, scheduler, recipe.amp, device, bar
             )
             eval_loss, eval_accuracy = evaluate(model, eval_loader, device)
+            _check_loss(eval_loss, "eval_set")
             history.train_loss.append(train_loss)
             history.train_accuracy.append(train_accuracy)
             history.eval_loss.append(eval_loss)
@@ -207,7 +205,7 @@ def train(
             history.seconds.append(perf_counter() - started)
             bar.set_postfix(loss=f"{train_loss:.3f}", accuracy=f"{eval_accuracy:.3f}")
             if run_dir is not None:
-                _save_run(Path(run_dir), model, optimizer, scheduler, recipe, history)
+                save_run(run_dir, model, optimizer, scheduler, run, history)
     except KeyboardInterrupt:
         history.interrupted = True
         tqdm.write(f"{label}: stopped after {len(history)} of {recipe.epochs} epochs")
@@ -226,18 +224,22 @@ def evaluate(
         model: maps images (N, C, H, W) to logits (N, classes).
         data: a data set, or a loader.
         device: where to run; the model is moved there.
+
+    Raises:
+        ValueError: there is no image, or a label is no class number of the model.
     """
     device = check_device(device)
     loader = data if isinstance(data, DataLoader) else make_loader(data, batch_size=256)
     model.to(device).eval()
     loss, correct, count = 0.0, 0, 0
     with torch.no_grad():
-        for images, labels in loader:
-            images, labels = images.to(device), labels.to(device)
-            logits = model(images)
+        for batch in loader:
+            logits, labels = _apply(model, batch, "data", device)
             loss += F.cross_entropy(logits, labels, reduction="sum").item()
             correct += _count_correct(logits, labels)
             count += len(labels)
+    if count == 0:
+        raise ValueError("data must hold at least one image, got 0")
     return loss / count, correct / count
 
 
@@ -252,13 +254,11 @@ def _train_epoch(
 ) -> tuple[float, float]:
     model.train()
     total_loss, correct, count = 0.0, 0, 0
-    for images, labels in loader:
-        images, labels = images.to(device), labels.to(device)
+    for batch in loader:
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp):
-            logits = model(images)
+            logits, labels = _apply(model, batch, "train_set", device)
             loss = F.cross_entropy(logits, labels)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"the loss became {loss.item()}; try a lower learning_rate")
+        _check_loss(loss.item(), "train_set")
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -273,6 +273,92 @@ def _train_epoch(
     return total_loss / count, correct / count
 
 
+def _apply(
+    model: Callable[[Tensor], Any], batch: Any, name: str, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return the logits of a batch and its labels, both on the device, or say what is wrong."""
+    if not isinstance(batch, list | tuple) or len(batch) != 2:
+        kind = f"{type(batch).__name__} of {len(batch)}"
+        raise ValueError(f"{name} must hold pairs of image and class number, got a {kind}")
+    images, labels = batch
+    logits = model(images.to(device))
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"model must return logits of shape (N, classes), got {found}")
+    _check_labels(name, labels, logits.shape[1])
+    return logits, labels.to(device, torch.int64)
+
+
+def _check_labels(name: str, labels: Tensor, classes: int) -> None:
+    if labels.dim() == 1 and not labels.is_floating_point():
+        wrong = labels[(labels < 0) | (labels >= classes)]
+        if len(wrong) == 0:
+            return
+        found = str(int(wrong[0]))
+    else:
+        found = f"a batch of them of shape {tuple(labels.shape)} and type {labels.dtype}"
+    raise ValueError(
+        f"{name} must label each image with one integer from 0 to {classes - 1}, as the model has "
+        f"{classes} classes, got {found}"
+    )
+
+
+def _check_loss(loss: float, name: str) -> None:
+    if not math.isfinite(loss):
+        raise FloatingPointError(
+            f"the loss became {loss}; try a lower learning_rate, or look for NaN in {name}"
+        )
+
+
+def _try_out(
+    model: nn.Module, dataset: Dataset, name: str, count: int, device: torch.device
+) -> None:
+    """Run the first images of a data set, and look at all its labels if that is quick."""
+
+    def run(images: Tensor) -> Any:
+        try:
+            return model(images)
+        except Exception as error:
+            alone = "; batch_size must not leave one image for a batch" if count == 1 else ""
+            raise ValueError(
+                f"{name} must suit the model, got an error with a batch of {count} of its images, "
+                f"{tuple(images.shape)} of {images.dtype}: {_first_line(error)}"
+                f"{alone if model.training else ''}"
+            ) from error
+
+    try:
+        batch = default_collate([dataset[index] for index in range(count)])
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"{name} must hold pairs of image, a tensor, and class number, got an error: "
+            f"{_first_line(error)}"
+        ) from error
+    with torch.no_grad():
+        logits, _ = _apply(run, batch, name, device)
+    labels = labels_without_reading(dataset)
+    if labels is not None:
+        _check_labels(name, labels, logits.shape[1])
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
+@contextmanager
+def _left_as_it_is(model: nn.Module) -> Iterator[None]:
+    """Put back the modes and the running statistics that trying out changes."""
+    modes = {part: part.training for part in model.modules()}
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                buffer.copy_(buffers[name])
+
+
 def _count_correct(logits: Tensor, labels: Tensor) -> int:
     return int((logits.argmax(dim=1) == labels).sum())
 
@@ -285,68 +371,6 @@ def _make_scheduler(optimizer: SGD, recipe: Recipe, steps_per_epoch: int) -> LRS
         milestones = [math.ceil(recipe.epochs * share) for share in (0.5, 0.75)]
         return MultiStepLR(optimizer, milestones)
     return LambdaLR(optimizer, lambda step: 1.0)
-
-
-def _save_run(
-    run_dir: Path,
-    model: nn.Module,
-    optimizer: SGD,
-    scheduler: LRScheduler,
-    recipe: Recipe,
-    history: History,
-) -> None:
-    run_dir.mkdir(parents=True, exist_ok=True)
-    state = {
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "scheduler": scheduler.state_dict(),
-        "recipe": asdict(recipe),
-        "history": asdict(history),
-    }
-    # The best first: a run stopped between the two is resumed an epoch earlier and finds it again.
-    if history.eval_accuracy[-1] == max(history.eval_accuracy):
-        _write_whole(run_dir / "best.pt", lambda temporary: torch.save(state, temporary))
-    _write_whole(run_dir / "last.pt", lambda temporary: torch.save(state, temporary))
-    history.save(run_dir / "history.json")
-    history.save(run_dir / "history.csv")
-
-
-def _load_checkpoint(
-    run_dir: Path,
-    model: nn.Module,
-    optimizer: SGD,
-    scheduler: LRScheduler,
-    recipe: Recipe,
-    device: torch.device,
-) -> History:
-    path = run_dir / "last.pt"
-    if not path.exists():
-        raise FileNotFoundError(f"run_dir must hold last.pt to resume from, got {str(run_dir)!r}")
-    try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-        saved = state["recipe"]
-    except Exception as error:
-        message = (
-            f"run_dir must hold a last.pt that is whole, got {str(run_dir)!r}, where it is not"
-        )
-        raise ValueError(message) from error
-    if saved != asdict(recipe):
-        differing = [k for k, v in asdict(recipe).items() if saved.get(k) != v]
-        raise ValueError(f"recipe must be that of {path}; it differs in {', '.join(differing)}")
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    scheduler.load_state_dict(state["scheduler"])
-    return History(**state["history"])
-
-
-def _write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write beside ``path`` and rename: a reader finds the old file or the new, never half."""
-    temporary = path.with_name(path.name + ".part")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,10 @@ COURSE = os.environ.get("COURSE", "course")
 
 # Put a web server that speaks HTTPS before it; until then only this machine reaches it.
 c.JupyterHub.bind_url = os.environ.get("BIND_URL", "http://127.0.0.1:8000")
-c.ConfigurableHTTPProxy.command = [str(Path(sys.executable).with_name("configurable-http-proxy"))]
+# Grading a submission in the Formgrader is one request; the proxy would give up on it after 20 s.
+PATIENCE = str(3600 * 1000)  # milliseconds
+PROXY = str(Path(sys.executable).with_name("configurable-http-proxy"))
+c.ConfigurableHTTPProxy.command = [PROXY, "--proxy-timeout", PATIENCE]
 
 c.JupyterHub.authenticator_class = "pam"
 c.Authenticator.allow_all = True  # whoever has an account of this server

@@ -32,6 +32,7 @@ from densenet_from_scratch.arguments import check_device
 from densenet_from_scratch.data import make_loader, stratified_split, stratified_subset
 from densenet_from_scratch.measure import architecture, count_macs
 from densenet_from_scratch.osa import ESE, ConvLayer
+from densenet_from_scratch.plain import initialise
 from densenet_from_scratch.plots import connectivity, image_grid
 from densenet_from_scratch.residual import PreActivationBlock, ResNet
 from densenet_from_scratch.train import Recipe, evaluate, train
@@ -111,6 +112,7 @@ FRACTIONS = [
     (DenseBlock, "drop_rate", "[0, 1)", {"num_layers": 1, "in_channels": 1, "growth_rate": 1}),
     (DenseNet, "drop_rate", "[0, 1)", SMALL_NET),
     (densenet_cifar, "drop_rate", "[0, 1)", {"depth": 10, "growth_rate": 1}),
+    (Transition, "drop_rate", "[0, 1)", {"in_channels": 4}),
     (Transition, "compression", "(0, 1]", {"in_channels": 4}),
     (DenseNet, "compression", "(0, 1]", SMALL_NET),
     (DenseNet, "compression", "(0, 1]", {"block_config": (1,)}),
@@ -163,6 +165,21 @@ OTHERS = [
     (DenseNet, {"block_config": (2, 0)}, "block_config[1]", "at least 1", 0),
     (DenseNet, {"efficient": "magic"}, "efficient", "False, True, 'checkpoint'", "magic"),
     (DenseNet, {"efficient": 1}, "efficient", "False, True, 'checkpoint'", 1),
+    *[
+        (make, others | {"drop_after": "block"}, "drop_after", "'layer', 'convolution'", "block")
+        for make, others in (
+            (BottleneckLayer, {"in_channels": 1, "growth_rate": 1}),
+            (DenseBlock, {"num_layers": 1, "in_channels": 1, "growth_rate": 1}),
+            (
+                DenseBlock,
+                {"num_layers": 1, "in_channels": 1, "growth_rate": 1, "bottleneck": False},
+            ),
+            (DenseNet, {}),
+            (densenet_cifar, {"depth": 10, "growth_rate": 1}),
+        )
+    ],
+    (DenseNet, {"init_mode": "fan"}, "init_mode", "'fan_in', 'fan_out'", "fan"),
+    (initialise, {"module": PlainNet(1), "mode": "in"}, "mode", "'fan_in', 'fan_out'", "in"),
     (densenet_cifar, {"depth": 4, "growth_rate": 12}, "depth", "at least 10", 4),
     (densenet_cifar, {"depth": 40.0, "growth_rate": 12}, "depth", "an integer", 40.0),
     (densenet_cifar, {"depth": 41, "growth_rate": 12}, "depth", "6n + 4", 41),

@@ -6,13 +6,16 @@ points that it deserves and the line that the lecturer must see.
 """
 
 import csv
+import functools
 import json
+import math
 import os
 import re
 import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,10 +37,20 @@ SECRET = "a-hidden-case"  # in a hidden test of the small assignment
 NO_SANDBOX = sandbox.unavailable()
 needs_sandbox = pytest.mark.skipif(bool(NO_SANDBOX), reason=f"no sandbox: {NO_SANDBOX}")
 SETTINGS = """
-c.SafeExecute.cell_timeout = 5
+c.SafeExecute.cell_timeout = {seconds}
+c.SafeExecute.total_timeout = {seconds} * 60
 c.SafeExecute.memory = 2048
 c.LatePenalty.points_per_day = 1
 """
+
+
+@functools.cache
+def cell_seconds() -> int:
+    """Seconds for a cell: honest ones need the time that importing PyTorch takes here, or less."""
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "import torch"], check=True)
+    return max(5, math.ceil(3 * (time.perf_counter() - started)))
+
 
 # --- A small assignment --------------------------------------------------------------------------
 
@@ -116,7 +129,7 @@ class Case:
 
     make: Callable[[NotebookNode], object]
     scores: tuple  # of the graded cells in order; None awaits a person
-    says: str = ""  # a regular expression; without one, nothing may be said
+    says: str = ""  # a regular expression with SECONDS for a cell's; without one, nothing is said
     assignment: str = SMALL
     failed: bool = False  # nothing could be graded, and all of it awaits a person
     days_late: int = 0
@@ -206,13 +219,13 @@ case(
     "loop",
     before("double", "while True:\n    pass"),
     ALL,
-    r"cell 6 was interrupted after 5 s",
+    r"cell 6 was interrupted after SECONDS s",
 )
 case(
     "loop-in-answer",
     answers(double="def double(number):\n    while True:\n        pass"),
     (2, 0, 2, None),
-    r"cell \d+ \(double-test\) was interrupted after 5 s",
+    r"cell \d+ \(double-test\) was interrupted after SECONDS s",
 )
 SWALLOW = (
     "while True:\n    try:\n        while True:\n            pass\n    except BaseException:\n"
@@ -222,7 +235,7 @@ case(
     "loop-swallows-interrupts",
     before("double", SWALLOW),
     ALL,
-    r"the kernel died in cell 6: it did not stop within 5 s, nor when interrupted",
+    r"the kernel died in cell 6: it did not stop within SECONDS s, nor when interrupted",
 )
 case(
     "exits",
@@ -801,7 +814,8 @@ def course(tmp_path_factory) -> Path:
     shutil.copytree(ROOT / f"solutions/{REAL}", course / f"solutions/{REAL}", ignore=ignore)
     (course / f"solutions/{SMALL}").mkdir()
     nbformat.write(small_assignment(), course / f"solutions/{SMALL}/{SMALL}.ipynb")
-    settings = (ROOT / "nbgrader_config.py").read_text() + SETTINGS
+    settings = (ROOT / "nbgrader_config.py").read_text()
+    settings += SETTINGS.format(seconds=cell_seconds())
     (course / "nbgrader_config.py").write_text(settings)
     nbgrader(course, "generate_assignment", "*")
     with Gradebook(f"sqlite:///{course}/grading/gradebook.db", "densenet-from-scratch") as book:
@@ -825,10 +839,6 @@ def graded(course) -> dict[str, dict]:
     return found
 
 
-def test_the_class_is_large_and_mixed():
-    assert len(CASES) >= 40
-
-
 @pytest.mark.parametrize("student", CASES)
 def test_a_submission_gets_what_it_deserves(graded, student):
     what, result = CASES[student], graded[student]
@@ -840,7 +850,7 @@ def test_a_submission_gets_what_it_deserves(graded, student):
         if waits and score is not None and not what.failed:
             assert score == 0 and re.search("scores 0|cell why was missing", text), text
     if what.says:
-        assert re.search(what.says, text, re.M), text
+        assert re.search(what.says.replace("SECONDS", str(cell_seconds())), text, re.M), text
     else:
         assert result["said"] == []
 
@@ -863,16 +873,10 @@ def test_the_exported_table_has_the_expected_marks(course, graded):
 
 @needs_sandbox
 def test_a_submission_reaches_nothing_outside(course, graded):
-    folder = course / f"grading/autograded/looks-around/{SMALL}"
-    text = (folder / f"{SMALL}.ipynb").read_text()
-    assert "looked around" in text
-    assert re.findall(r"REACHED .*", text.split('"source"')[0]) == []
-    outputs = [
-        output.get("text", "")
-        for cell in nbformat.reads(text, as_version=4).cells
-        for output in cell.get("outputs", [])
-    ]
-    assert "looked around\n" in outputs
+    path = course / f"grading/autograded/looks-around/{SMALL}/{SMALL}.ipynb"
+    cells = nbformat.read(path, as_version=4).cells
+    [cell] = [cell for cell in cells if cell.source.startswith("import os, socket")]
+    assert [output.text for output in cell.outputs] == ["looked around\n"]  # it REACHED nothing
     assert not (course / "written").exists()
 
 

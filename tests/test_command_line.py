@@ -6,8 +6,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
+from densenet_from_scratch import command_line, densenet_cifar, load_data
 from densenet_from_scratch.command_line import main, parse
+from densenet_from_scratch.data import Data
+from densenet_from_scratch.train import History, Recipe
 
 SMALL = "--data digits --depth 10 --growth-rate 2 --epochs 1 --workers 0 --device cpu".split()
 
@@ -18,19 +22,117 @@ def test_the_defaults_are_the_papers():
     assert (options.compression, options.no_bottleneck) == (0.5, False)
     assert (options.epochs, options.batch_size, options.schedule) == (300, 64, "step")
     assert (options.learning_rate, options.weight_decay) == (0.1, 1e-4)
+    assert (options.drop_after, options.init_mode) == ("convolution", "fan_out")
+
+
+@pytest.fixture
+def trained(monkeypatch) -> list[dict]:
+    """What each call of ``train`` is given; nothing is trained."""
+    calls = []
+
+    def train(*arguments, **options):
+        names = ("network", "train_set", "eval_set", "recipe")
+        calls.append(dict(zip(names, arguments, strict=True)) | options)
+        return History()
+
+    monkeypatch.setattr(command_line, "train", train)
+    return calls
+
+
+@pytest.mark.parametrize("drop_after", [None, "layer", "convolution"])
+@pytest.mark.parametrize("init_mode", [None, "fan_in", "fan_out"])
+def test_dropout_and_first_weights_are_as_asked(drop_after, init_mode, trained):
+    """By default those of the paper and its authors' code."""
+    options = ["--drop-after", drop_after] if drop_after else []
+    options += ["--init-mode", init_mode] if init_mode else []
+    main([*SMALL, "--drop-rate", "0.4", *options])
+    network = trained[0]["network"]
+    torch.manual_seed(0)
+    expected = densenet_cifar(
+        10,
+        2,
+        drop_rate=0.4,
+        in_channels=1,
+        drop_after=drop_after or "convolution",
+        init_mode=init_mode or "fan_out",
+    )
+    torch.testing.assert_close(network.state_dict(), expected.state_dict(), rtol=0, atol=0)
+    outputs = []
+    for model in (network, expected):
+        torch.manual_seed(1)
+        outputs.append(model.train()(torch.ones(8, 1, 8, 8)))
+    assert torch.equal(*outputs)
+
+
+def test_every_option_reaches_the_training(trained, tmp_path):
+    command = "--data digits --depth 10 --growth-rate 3 --no-bottleneck --compression 1"
+    command += " --drop-rate 0.1 --efficient shared --validation 0.25 --workers 3 --epochs 7"
+    command += " --batch-size 50 --learning-rate 0.3 --weight-decay 0.02 --schedule constant"
+    command += " --seed 4 --amp --device cpu --resume"
+    main([*command.split(), "--run-dir", str(tmp_path)])
+    [given] = trained
+    expected = densenet_cifar(
+        10, 3, False, 1, drop_rate=0.1, efficient="shared", in_channels=1, drop_after="convolution"
+    )
+    assert str(given["network"]) == str(expected)
+    assert given["network"].blocks[1].layers[0].drop_rate == 0.1
+    assert (len(given["eval_set"]), len(given["train_set"])) == (324, 973)
+    assert given["recipe"] == Recipe(7, 50, 0.3, 0.9, True, 0.02, "constant", 4, True)
+    names = ("device", "run_dir", "resume", "num_workers", "label")
+    assert [given[name] for name in names] == ["cpu", str(tmp_path), True, 3, "digits"]
+
+
+def test_without_options_it_is_the_papers_experiment(trained, monkeypatch):
+    """C10: DenseNet-BC (L=100, k=12); dropout only without augmentation; evaluated on the test."""
+    loaded = []
+
+    def load(name, root, **options):
+        loaded.append({"name": name, "root": root} | options)
+        digits = load_data()
+        return Data(name, digits.train, digits.test, digits.class_names, (3, 32, 32))
+
+    monkeypatch.setattr(command_line, "load_data", load)
+    main([])
+    main(["--augment", "--download", "--root", "~/pictures"])
+    ours = {"name": "cifar10", "root": "data", "download": False, "augment": False}
+    assert loaded == [ours, ours | {"root": "~/pictures", "download": True, "augment": True}]
+    plain, augmented = trained
+    assert (plain["network"].depth, plain["network"].stem.conv.in_channels) == (100, 3)
+    assert plain["recipe"] == Recipe(epochs=300, weight_decay=1e-4, schedule="step")
+    assert (len(plain["train_set"]), len(plain["eval_set"])) == (1297, 500)
+    assert (plain["run_dir"], plain["resume"], plain["num_workers"]) == (None, False, 2)
+    rates = [given["network"].blocks[0].layers[0].drop_rate for given in (plain, augmented)]
+    assert rates == [0.2, 0]
 
 
 def test_it_trains_and_resumes(tmp_path, capsys):
     command = [*SMALL, "--run-dir", str(tmp_path), "--validation", "0.2", "--seed", "5"]
     main(command)
     printed = capsys.readouterr().out
-    assert re.search(r"^714 parameters, dropout 0\.2, Recipe\(epochs=1", printed)
+    assert re.search(
+        r"^714 parameters, dropout 0\.2 after each convolution, fan_out initialisation, Recipe\(",
+        printed,
+    )
     assert "seed=5" in printed
     assert re.search(r"after 1 epochs: validation error \d+\.\d\d %", printed)
     history = json.loads((tmp_path / "history.json").read_text())
     assert f"error {100 * (1 - history['eval_accuracy'][0]):.2f} %" in printed
     main([*command, "--resume"])
     assert json.loads((tmp_path / "history.json").read_text()) == history
+    with pytest.raises(SystemExit, match=r"^error: run_dir .*last\.pt.*--resume.*another folder"):
+        main(command)
+
+
+def test_a_run_that_is_stopped_says_so_and_ends_with_the_status_of_ctrl_c(monkeypatch, capsys):
+    def stopped(*arguments, **options):
+        return History([1.0], [0.5], [1.0], [0.75], [2.0], interrupted=True)
+
+    monkeypatch.setattr(command_line, "train", stopped)
+    with pytest.raises(SystemExit) as caught:
+        main(SMALL)
+    assert caught.value.code == 130
+    printed = capsys.readouterr().out
+    assert "after 1 epochs: test error 25.00 %, training loss 1.0000 nats, 2 s" in printed
 
 
 @pytest.mark.parametrize(
@@ -41,6 +143,10 @@ def test_it_trains_and_resumes(tmp_path, capsys):
         (["--augment"], "error: augment must be False for 'digits'"),
         (["--efficient", "magic"], "error: efficient must be one of"),
         (["--validation", "1.5"], "error: fraction must be a number in (0, 1), got 1.5"),
+        (["--run-dir", "/dev/null/run"], "error: run_dir must be a folder to write to, got '/dev"),
+        (["--seed", "9" * 19], "error: seed must be an integer below 2**63"),
+        (["--validation", "0.5", "--seed", "9" * 10], "error: seed must be an integer below 2**32"),
+        (["--data", "cifar10", "--root", "/dev/null"], "error: root must be a folder, got '/dev/n"),
         (["--device", "cuda:99"], "error: device must exist"),
         (["--resume"], "error: run_dir must be given to resume a run"),
         (["--data", "cifar10", "--root", "nowhere"], "error: data set 'cifar10' is not at nowhere"),

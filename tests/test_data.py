@@ -9,8 +9,8 @@ import hashlib
 import pickle
 import shutil
 import tarfile
+from dataclasses import FrozenInstanceError
 from pathlib import Path
-from urllib.error import URLError
 from urllib.request import urlretrieve
 
 import numpy as np
@@ -20,13 +20,14 @@ import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
-from torch.utils.data import Subset, TensorDataset
+from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
 
 from densenet_from_scratch import load_data
 from densenet_from_scratch.data import (
     DATASETS,
     labels_of,
+    labels_without_reading,
     make_loader,
     stratified_split,
     stratified_subset,
@@ -62,6 +63,18 @@ def test_digits_are_the_same_every_time():
     for name in ("train", "test"):
         pairs = zip(getattr(first, name).tensors, getattr(second, name).tensors, strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_the_digits_are_split_once_and_for_all():
+    """Numbers that the chapters print depend on which images are which."""
+    data = load_data()
+    assert labels_of(data.train)[:12].tolist() == [2, 1, 2, 5, 1, 5, 9, 3, 0, 5, 9, 3]
+    assert labels_of(data.test)[:12].tolist() == [4, 8, 8, 3, 9, 0, 6, 3, 9, 8, 4, 5]
+
+
+def test_what_was_loaded_cannot_be_renamed():
+    with pytest.raises(FrozenInstanceError):
+        load_data().name = "other"
 
 
 # --- CIFAR and Fashion-MNIST ---------------------------------------------------------------------
@@ -199,10 +212,12 @@ def test_augmentation_mirrors_and_shifts_training_images_only(name, fake):
     seen = [data.train[0][0] for _ in range(12)]
     torch.manual_seed(0)
     assert torch.equal(seen[0], data.train[0][0])
-    assert len(torch.stack(seen).flatten(1).unique(dim=0)) > 6
+    seen += [data.train[0][0] for _ in range(60)]
+    assert len(torch.stack(seen).flatten(1).unique(dim=0)) > 30
     original = torch.from_numpy(fake_images(name, "train")[0][0])
     padded = F.pad(original, (4, 4, 4, 4))
     _, height, width = original.shape
+    shifts = set()
     for image in seen:
         candidates = [
             padded.flip(-1)[:, i : i + height, j : j + width]
@@ -213,7 +228,10 @@ def test_augmentation_mirrors_and_shifts_training_images_only(name, fake):
             for mirrored in (False, True)
         ]
         expected = normalised(name, torch.stack(candidates).numpy())
-        assert (expected - image).abs().amax((1, 2, 3)).min() < 1e-5
+        distance, place = (expected - image).abs().amax((1, 2, 3)).min(dim=0)
+        assert distance < 1e-5
+        shifts |= {("down", int(place) // 18), ("right", int(place) // 2 % 9)}
+    assert {(way, shift) for way in ("down", "right") for shift in (0, 8)} <= shifts
 
 
 @torchvision_data
@@ -224,6 +242,40 @@ def test_a_missing_data_set_says_where_it_should_be(name, tmp_path):
     for part in (repr(name), "download=True", "root="):
         assert part in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_folder_is_data_unless_given_and_may_be_in_the_home_folder(fake, tmp_path, monkeypatch):
+    assert fake("fashion-mnist") == tmp_path / "data"
+    monkeypatch.chdir(tmp_path)
+    assert len(load_data("fashion-mnist").train) == 20
+    monkeypatch.chdir("/")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(load_data("fashion-mnist", "~/data").train) == 20
+
+
+@pytest.mark.parametrize("download", [False, True])
+@pytest.mark.parametrize("root", ["file", "file/below", "/dev/null"])
+def test_a_root_that_is_a_file_is_refused(root, download, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    path = str(tmp_path / root)
+    with pytest.raises(ValueError, match=f"^root must be a folder, got '{path}', which is or is"):
+        load_data("cifar10", path, download=download)
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"root": ""}, "root must be a path, got ''"),
+        ({"root": None}, "root must be a path, got None"),
+        ({"root": b"data"}, "root must be a path, got b'data'"),
+        ({"augment": "no"}, "augment must be one of False, True, got 'no'"),
+        ({"download": "no"}, "download must be one of False, True, got 'no'"),
+    ],
+)
+def test_an_argument_of_another_kind(options, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        load_data("cifar10", **options)
 
 
 @torchvision_data
@@ -261,13 +313,32 @@ def test_a_download_that_fails_changes_nothing(name, archive, tmp_path):
     root = tmp_path / "data"
     root.mkdir()
     (root / "mine.txt").write_text("keep")
-    with pytest.raises((RuntimeError, URLError)):
-        load_data(name, root, download=True)
+    (tmp_path / "empty").mkdir()
+    for place in (root, tmp_path / "new" / "deep", tmp_path / "empty"):
+        with pytest.raises(ConnectionError) as caught:
+            load_data(name, place, download=True)
+        for part in (repr(name), "could not be downloaded", str(place), "root=", FOLDERS[name]):
+            assert part in str(caught.value)
+        assert "\n" not in str(caught.value)
     assert [path.name for path in root.rglob("*")] == ["mine.txt"]
+    assert not (tmp_path / "new").exists()
+    assert (tmp_path / "empty").exists()
+
+
+def test_a_download_is_unpacked_beside_its_place(archive, tmp_path, monkeypatch):
+    """So that moving it there is one step of the file system, which happens or does not."""
+    archive("cifar10")
+    moved, move = [], shutil.move
+    monkeypatch.setattr(shutil, "move", lambda a, b: (moved.append(Path(a)), move(a, b)))
+    load_data("cifar10", tmp_path / "data", download=True)
+    [source] = moved
+    assert source.parent.parent == tmp_path / "data" and source.parent.name.startswith(".")
 
 
 def test_every_data_set_has_been_tested():
     assert set(DATASETS) == {"digits", *SOURCES}
+    with pytest.raises(ValueError, match=r"^name must be one of 'digits', .*, got 'CIFAR10'"):
+        load_data("CIFAR10")
 
 
 # --- Splits and loaders --------------------------------------------------------------------------
@@ -308,6 +379,63 @@ def test_the_whole_is_no_subset():
 def test_labels_of_a_subset_of_a_subset():
     dataset = numbered([3, 1, 4, 1, 5, 9])
     assert labels_of(Subset(Subset(dataset, [5, 4, 2]), [2, 0])).tolist() == [4, 9]
+    both = ConcatDataset([dataset, Subset(dataset, [0])])
+    assert labels_of(both).tolist() == [3, 1, 4, 1, 5, 9, 3]
+
+
+class Listed(Dataset):
+    """A data set that has its labels apart, as torchvision's have, and may change them."""
+
+    def __init__(self, **attributes) -> None:
+        vars(self).update(attributes)
+
+
+@pytest.mark.parametrize(
+    "dataset", [Listed(), [(0, 1)], TensorDataset(torch.zeros(3))], ids=["none", "list", "images"]
+)
+def test_labels_that_only_reading_would_tell(dataset):
+    with pytest.raises(ValueError, match=r"^dataset must be a TensorDataset of images and labels"):
+        labels_of(dataset)
+    assert labels_without_reading(dataset) is None
+    assert labels_without_reading(Subset(dataset, [0])) is None
+
+
+def test_labels_that_come_with_the_images():
+    plain = Listed(targets=[3, 1, 4], target_transform=None)
+    assert labels_without_reading(plain).tolist() == [3, 1, 4]
+    assert labels_without_reading(Subset(plain, [2, 0])).tolist() == [4, 3]
+    assert labels_without_reading(numbered([2, 7])).tolist() == [2, 7]
+    assert labels_without_reading(Listed(target_transform=None)) is None
+    for changing in (Listed(targets=[3], target_transform=abs), Listed(targets=[3])):
+        assert labels_of(changing).tolist() == [3]
+        assert labels_without_reading(changing) is None
+
+
+@pytest.mark.parametrize("split", [stratified_split, stratified_subset])
+def test_the_limits_of_a_split(split):
+    dataset = numbered([0, 1, 2] * 4)
+    for fraction in (3 / 12, 9 / 12):
+        assert len(stratified_split(dataset, fraction)[0]) == round(12 * fraction)
+    for fraction in (2 / 12, 10 / 12):
+        with pytest.raises(ValueError, match=r"^fraction must leave at least 3 images, one a"):
+            split(dataset, fraction)
+    with pytest.raises(ValueError, match=r"^dataset must hold at least two .*, got one of class 7"):
+        split(numbered([0, 0, 0, 7]), 0.5)
+    assert len(stratified_split(dataset, 0.5, 2**32 - 1)[0]) == 6
+    with pytest.raises(ValueError, match=r"^seed must be an integer below 2\*\*32, got 4294967296"):
+        split(dataset, 0.5, 2**32)
+
+
+def test_the_seed_is_0_unless_given():
+    dataset = numbered([0, 1] * 20)
+    given = stratified_split(dataset, 0.5, 0)[0].indices
+    assert stratified_split(dataset, 0.5)[0].indices == given
+    assert stratified_subset(dataset, 0.5).indices == given
+    orders = [
+        [images.tolist() for images, _ in make_loader(dataset, 8, shuffle=True, **options)]
+        for options in ({}, {"seed": 0}, {"seed": 1})
+    ]
+    assert orders[0] == orders[1] != orders[2]
 
 
 def orders(seed: int, epochs: int = 2, **options) -> list[list[int]]:
@@ -323,6 +451,25 @@ def test_the_order_of_a_loader():
     assert orders(0, shuffle=True) == [first, second]
     assert orders(1, shuffle=True)[0] != first
     assert orders(0, shuffle=True, num_workers=2) == [first, second]
+
+
+def test_a_loader_is_plain_unless_asked():
+    loader = make_loader(numbered([0] * 70))
+    assert (loader.batch_size, loader.num_workers) == (64, 0)
+    assert [images.tolist() for images, _ in loader] == [list(range(64)), list(range(64, 70))]
+
+
+def test_what_a_loader_refuses():
+    with pytest.raises(ValueError, match=r"^seed must be an integer below 2\*\*63, got"):
+        make_loader(numbered([0]), seed=2**63)
+    with pytest.raises(ValueError, match=r"^seed must be an integer of at least 0, got -1"):
+        make_loader(numbered([0]), seed=-1)
+    with pytest.raises(ValueError, match=r"^dataset must hold at least one image, got 0"):
+        make_loader(numbered([]))
+    assert make_loader(numbered([0]), seed=2**63 - 1).generator.initial_seed() == 2**63 - 1
+    for wrong in (iter([(0, 1)]), torch.zeros(3, 1), Listed(), load_data()):
+        with pytest.raises(ValueError, match=r"^dataset must be a data set, with a length and"):
+            make_loader(wrong)
 
 
 def test_batches_hold_images_and_labels():

@@ -96,3 +96,16 @@ def test_dropout_after_every_convolution():
         assert (layer(x) != 0).all()
     twice.load_state_dict(once.state_dict())
     torch.testing.assert_close(twice(x), once(x), rtol=0, atol=0)
+
+
+def test_what_is_built_by_default():
+    """Bottlenecks of 4k maps, without dropout; convolutions without bias, since BN follows."""
+    block = DenseBlock(2, 5, 3)
+    assert [type(layer) for layer in block.layers] == [BottleneckLayer] * 2
+    for layer in (*block.layers, BottleneckLayer(5, 3)):
+        assert (layer.conv1.out_channels, layer.conv2.out_channels) == (12, 3)
+        assert (layer.drop_rate, layer.bottleneck_drop_rate) == (0, 0)
+    basic = DenseBlock(2, 5, 3, bottleneck=False)
+    assert [type(layer) for layer in basic.layers] == [DenseLayer] * 2
+    for name, _ in (*block.named_parameters(), *basic.named_parameters()):
+        assert not (name.endswith("bias") and "conv" in name)

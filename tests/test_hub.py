@@ -41,7 +41,10 @@ c.ConfigurableHTTPProxy.api_url = "http://127.0.0.1:{api}"
 c.JupyterHub.db_url = "sqlite://"
 c.JupyterHub.cookie_secret_file = {secret!r}
 c.JupyterHub.pid_file = {pid!r}
+c.Spawner.start_timeout = c.Spawner.http_timeout = {patience}
 """
+PATIENCE = 900  # seconds; nothing here takes a tenth of it on an idle machine of two cores
+STARTING = (424, 502, 503, 504)  # what a server answers, or the proxy before it, while it starts
 
 
 def free_ports(number: int) -> list[int]:
@@ -78,39 +81,65 @@ def reachable_python(place: Path) -> list[str]:
     return lines
 
 
+def when_ready(what: str, ask, starting=STARTING, alive=lambda: True):
+    """Ask again until the answer is not that of a server which is still starting.
+
+    ``ask`` sends a request that may be sent twice. Whatever else is answered is returned.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            reply = ask()
+            if reply.status_code not in starting:
+                return reply
+            last = f"{reply.status_code}: {reply.text[:300]}"
+        except requests.ConnectionError as error:
+            last = str(error)
+        assert alive(), f"{what} ended: {last}"
+        assert time.monotonic() < deadline, f"{what} is not ready after {PATIENCE} s: {last}"
+        time.sleep(0.25)
+
+
 class Account:
     """What one person does in the browser, by the same addresses."""
 
     def __init__(self, address: str, name: str):
         self.address, self.name = address, name
         browser = requests.Session()
-        browser.get(f"{address}/hub/login", timeout=30)
+        url = f"{address}/hub/login"
+        assert when_ready("the login", lambda: browser.get(url, timeout=PATIENCE)).ok
         form = {"username": name, "password": PASSWORD, "_xsrf": browser.cookies["_xsrf"]}
-        assert browser.post(f"{address}/hub/login?next=/hub/home", data=form, timeout=30).ok
+        assert browser.post(f"{url}?next=/hub/home", data=form, timeout=PATIENCE).ok
         login = {"auth": {"username": name, "password": PASSWORD}}
-        reply = requests.post(f"{address}/hub/api/users/{name}/tokens", json=login, timeout=30)
+        url = f"{address}/hub/api/users/{name}/tokens"
+        reply = when_ready("the hub", lambda: requests.post(url, json=login, timeout=PATIENCE))
         assert reply.status_code in (200, 201), reply.text
         self.headers = {"Authorization": f"token {reply.json()['token']}"}
 
-    def start_server(self) -> None:
+    def start_server(self, *pages: str) -> None:
+        """Start the person's server if it does not run, and wait until it answers for itself.
+
+        The hub calls a server ready when its port is open, before its extensions answer; each of
+        ``pages`` is asked for until it is there.
+        """
         url = f"{self.address}/hub/api/users/{self.name}"
-        reply = requests.post(f"{url}/server", headers=self.headers, timeout=60)
-        assert reply.status_code in (201, 202), reply.text
-        deadline = time.monotonic() + 180
-        while time.monotonic() < deadline:
-            user = requests.get(url, headers=self.headers, timeout=30).json()
+        reply = requests.post(f"{url}/server", headers=self.headers, timeout=PATIENCE)
+        running = reply.status_code == 400 and "already running" in reply.text
+        assert running or reply.status_code in (201, 202), reply.text
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            user = requests.get(url, headers=self.headers, timeout=PATIENCE).json()
             if user["servers"].get("", {}).get("ready"):
-                return
+                break
+            assert time.monotonic() < deadline, f"no server for {self.name}: {user}"
             time.sleep(0.25)
-        raise AssertionError(f"no server for {self.name}")
+        for page in ("api/status", *pages):
+            self.get(page)
 
     def get(self, path: str, **parameters: str):
-        reply = requests.get(
-            f"{self.address}/user/{self.name}/{path}",
-            params=parameters,
-            headers=self.headers,
-            timeout=60,
-        )
+        url = f"{self.address}/user/{self.name}/{path}"
+        options = {"params": parameters, "headers": self.headers, "timeout": PATIENCE}
+        reply = when_ready(f"{self.name}'s {path}", lambda: requests.get(url, **options))
         assert reply.ok, reply.text
         return reply.json()
 
@@ -119,11 +148,11 @@ class Account:
             f"{self.address}/user/{self.name}/{path}",
             data=data,
             headers=self.headers,
-            timeout=120,
+            timeout=PATIENCE,
         )
-        assert reply.ok, reply.text
+        assert reply.ok, f"{reply.status_code}: {reply.text}"
         answer = reply.json()
-        assert answer.get("success", True), answer
+        assert answer.get("success", True), "\n".join(map(str, answer.values()))
         return answer
 
 
@@ -166,6 +195,7 @@ def hub(place) -> str:
             api=api,
             secret=str(place / "secret"),
             pid=str(place / "proxy.pid"),
+            patience=PATIENCE,
         )
     )
     lines = ["set -eu", "mount --make-rprivate /", *reachable_python(place)]
@@ -197,15 +227,13 @@ def hub(place) -> str:
         start_new_session=True,
     )
     try:
-        deadline = time.monotonic() + 180
-        while True:
-            try:
-                requests.get(f"{address}/hub/api/", timeout=5).raise_for_status()
-                break
-            except requests.RequestException:
-                alive = process.poll() is None and time.monotonic() < deadline
-                assert alive, (place / "hub.log").read_text()
-                time.sleep(0.25)
+        reply = when_ready(
+            "the hub",
+            lambda: requests.get(f"{address}/hub/api/", timeout=PATIENCE),
+            starting=(*STARTING, 404),  # the proxy runs, and does not know the hub yet
+            alive=lambda: process.poll() is None,
+        )
+        assert reply.ok, (place / "hub.log").read_text()
         yield address
     finally:
         os.killpg(process.pid, signal.SIGKILL)
@@ -214,8 +242,8 @@ def hub(place) -> str:
 
 def test_from_release_to_feedback_through_the_exchange(hub, place):
     lecturer, student = Account(hub, "lecturer"), Account(hub, "student")
-    lecturer.start_server()
-    student.start_server()
+    lecturer.start_server("formgrader/api/assignments")
+    student.start_server("assignments?course_id=" + COURSE_ID)
     there = {"course_id": COURSE_ID, "assignment_id": NAME}
 
     lecturer.post(f"formgrader/api/assignment/{NAME}/assign")
@@ -232,6 +260,8 @@ def test_from_release_to_feedback_through_the_exchange(hub, place):
         if answer.metadata.get("nbgrader", {}).get("solution"):
             lines = answer.source.splitlines()
             cell.source = "\n".join(line for line in lines if "SOLUTION" not in line)
+    # A proxy that is left alone gives up on a request after 20 s.
+    notebook.cells.append(nbformat.v4.new_code_cell("import time\ntime.sleep(22)"))
     nbformat.write(notebook, mine)
     student.post("assignments/submit", **there)
 
@@ -255,9 +285,9 @@ def test_from_release_to_feedback_through_the_exchange(hub, place):
 
 
 def test_a_student_has_no_course_to_grade(hub, place):
-    student = Account(hub, "student")
-    reply = requests.get(
-        f"{hub}/user/lecturer/formgrader/api/assignments", headers=student.headers, timeout=60
-    )
+    lecturer, student = Account(hub, "lecturer"), Account(hub, "student")
+    lecturer.start_server("formgrader/api/assignments")
+    url = f"{hub}/user/lecturer/formgrader/api/assignments"
+    reply = requests.get(url, headers=student.headers, timeout=PATIENCE)
     assert reply.status_code in (403, 404), reply.text
     assert NAME not in reply.text

@@ -1,10 +1,13 @@
 """What is counted is compared with counts by hand."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
-from densenet_from_scratch import DenseBlock, DenseNet, PlainNet, ResidualNet
+from densenet_from_scratch import DenseBlock, DenseNet, PlainNet, ResidualNet, measure
 from densenet_from_scratch.measure import (
     Row,
     Stored,
@@ -216,19 +219,33 @@ def test_connection_strengths_find_the_one_source_that_was_scaled(bottleneck, ga
 
 
 def test_connection_strengths_leave_the_network_alone():
-    network = DenseNet(2, (2,), in_channels=1)
-    matrices = connection_strengths(network)
-    assert all(not matrix.requires_grad for matrix in matrices)
-    assert all(p.grad is None for p in network.parameters())
+    """Negative weights stay so, and no graph holds the network."""
+    network = DenseNet(2, (2, 1), in_channels=1)
+    for norm in network.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.constant_(norm.weight, -2)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    for gamma in (False, True):
+        assert all(not matrix.requires_grad for matrix in connection_strengths(network, gamma))
+    torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)
 
 
-def test_seconds_side_by_side_runs_in_turn():
-    calls = []
-    runs = {name: lambda name=name: calls.append(name) for name in "ab"}
+def test_seconds_side_by_side_runs_in_turn_and_leaves_out_the_first_round(monkeypatch):
+    """By a clock that stands still but for what the functions add to it."""
+    clock, calls = [100.0], []
+
+    def make(name: str, times: list[float]):
+        def run() -> None:
+            calls.append(name)
+            clock[0] += times.pop(0)
+
+        return run
+
+    monkeypatch.setattr(measure, "perf_counter", lambda: clock[0])
+    runs = {"a": make("a", [50.0, 1.0, 2.0, 3.0]), "b": make("b", [60.0, 4.0, 5.0, 6.0])}
     seconds = seconds_side_by_side(runs, rounds=3)
-    assert calls == list("abababab")  # one round to warm up
-    assert {name: len(values) for name, values in seconds.items()} == {"a": 3, "b": 3}
-    assert min(map(min, seconds.values())) >= 0
+    assert calls == list("abababab")
+    assert seconds == {"a": [1, 2, 3], "b": [4, 5, 6]}
     with pytest.raises(ValueError, match="rounds must be an integer of at least 1, got 0"):
         seconds_side_by_side(runs, rounds=0)
 
@@ -245,13 +262,20 @@ def test_stored_by_layer_names_the_module_that_stored_it():
     assert int(network[1].num_batches_tracked) == 0, "a copy ran"
 
 
-@pytest.mark.parametrize("efficient", [False, "checkpoint", "shared-recompute"])
-def test_stored_by_layer_adds_up(efficient):
-    network = DenseNet(4, (3, 2), num_init_features=6, efficient=efficient)
+def test_stored_by_layer_adds_up():
+    network = DenseNet(4, (3, 2), num_init_features=6)
     images = torch.randn(2, 3, 8, 8)
     rows = stored_by_layer(network, images)
     assert sum(row.bytes for row in rows) == saved_bytes(network, images)
     assert len({row.layer for row in rows}) == len(rows)
+
+
+@pytest.mark.parametrize("efficient", ["checkpoint", "shared-recompute"])
+def test_stored_by_layer_does_not_tell_of_modules_that_are_gone_round(efficient):
+    """Watched, they run, and store what the plain network stores."""
+    network = DenseNet(4, (3, 2), num_init_features=6, efficient=efficient)
+    with pytest.raises(ValueError, match=r"module must store the same .* \(efficient=False\)"):
+        stored_by_layer(network, torch.randn(2, 3, 8, 8))
 
 
 def test_peak_bytes_is_the_most_that_was_held_at_once():
@@ -265,6 +289,36 @@ def test_peak_bytes_is_the_most_that_was_held_at_once():
 
     assert peak_bytes(run) == 3 * numbers * FLOAT
     assert peak_bytes(lambda: None) == 0
+
+    def step():
+        """A convolution that keeps its size: x is there before, y and its gradient are made."""
+        conv.zero_grad(set_to_none=True)
+        conv(x).sum().backward()
+
+    conv, x = nn.Conv2d(1, 1, 1, bias=False), torch.ones(1, 1, 100, 100)
+    step()
+    assert numbers * FLOAT <= peak_bytes(step) < 2.2 * numbers * FLOAT
+
+
+def trace_of(*events: dict):
+    """Stand in for the profiler's export: a trace with these events."""
+    return lambda self, path: Path(path).write_text(json.dumps({"traceEvents": events}))
+
+
+def memory(time: float, size: int) -> dict:
+    return {"name": "[memory]", "ts": time, "args": {"Bytes": size}}
+
+
+def test_peak_bytes_follows_the_time_and_says_when_nothing_is_recorded(monkeypatch):
+    first, other = [memory(1.25, 4), memory(1.5, -4)], {"name": "aten::ones", "ts": 2}
+    late = [memory(9, -30), memory(8, 20), memory(3, 10), memory(4, -10), memory(7, 25)]
+    monkeypatch.setattr(
+        torch.profiler.profile, "export_chrome_trace", trace_of(*late, other, *first)
+    )
+    assert peak_bytes(lambda: None) == 45
+    monkeypatch.setattr(torch.profiler.profile, "export_chrome_trace", trace_of(other))
+    with pytest.raises(RuntimeError, match="the profiler's trace must tell of memory"):
+        peak_bytes(lambda: torch.ones(8))
 
 
 def test_growth_exponent():

@@ -26,6 +26,7 @@ FLOORS = [
     {"efficient"},
     {"inference"},
     {"model"},
+    {"checkpoints"},
     {"train"},
     {"command_line", "plots"},
     {"widgets", "checks"},
