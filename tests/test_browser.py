@@ -24,7 +24,10 @@ ROOT = Path(__file__).parent.parent
 CHAPTERS = sorted((ROOT / "chapters").glob("*.ipynb"))
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 TOKEN = "a-token-for-tests"
+PATIENCE = 600_000  # milliseconds; nothing here takes a tenth of it on an idle machine of two cores
 IDLE = '.jp-NotebookPanel:not(.lm-mod-hidden) .jp-Notebook-ExecutionIndicator[data-status="idle"]'
+
+expect.set_options(timeout=PATIENCE)
 
 
 @pytest.fixture(scope="module")
@@ -63,34 +66,37 @@ def lab(tmp_path_factory):
         command, cwd=course, stdout=log, stderr=log, env={**os.environ, **settings}
     )
     address = f"http://127.0.0.1:{port}"
-    for _ in range(240):
+    deadline = time.monotonic() + PATIENCE / 1000
+    while True:
         try:
-            urllib.request.urlopen(f"{address}/api/status?token={TOKEN}", timeout=2)
+            urllib.request.urlopen(f"{address}/api/status?token={TOKEN}", timeout=30)
             break
         except OSError:
+            alive = server.poll() is None and time.monotonic() < deadline
+            assert alive, (course / "lab.log").read_text()
             time.sleep(0.25)
     yield address, course
     server.terminate()
-    server.wait(timeout=20)
+    server.wait(timeout=120)
 
 
 @pytest.fixture
 def page(browser):
     context = browser.new_context(viewport={"width": 1280, "height": 1000})
     page = context.new_page()
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(PATIENCE)
     yield page
     context.close()
 
 
 def open_notebook(page: Page, address: str, path: str) -> None:
     page.goto(f"{address}/lab/tree/{path}?token={TOKEN}&reset")
-    page.wait_for_selector(IDLE, timeout=90_000)
+    page.wait_for_selector(IDLE, timeout=PATIENCE)
 
 
 def seconds_at_rest(address: str, path: str) -> float:
     """For how long the kernel of a notebook has had nothing to do; 0 while it works."""
-    with urllib.request.urlopen(f"{address}/api/sessions?token={TOKEN}", timeout=10) as answer:
+    with urllib.request.urlopen(f"{address}/api/sessions?token={TOKEN}", timeout=60) as answer:
         [kernel] = [one["kernel"] for one in json.load(answer) if one["path"] == path]
     if kernel["execution_state"] != "idle":
         return 0
@@ -102,7 +108,7 @@ def run_all(page: Page) -> None:
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
     page.wait_for_timeout(1000)
-    page.wait_for_selector(IDLE, timeout=120_000)
+    page.wait_for_selector(IDLE, timeout=PATIENCE)
 
 
 def screenshot(page: Page, name: str) -> None:
@@ -115,9 +121,9 @@ def test_the_start_command_opens_the_first_chapter(lab, page):
     address, _ = lab
     page.goto(f"{address}/?token={TOKEN}")
     heading = page.locator(".jp-NotebookPanel h1").first
-    expect(heading).to_contain_text("Start here", timeout=90_000)
+    expect(heading).to_contain_text("Start here", timeout=PATIENCE)
     expect(page.locator(".jp-NotebookPanel table").first).to_contain_text("Dense connections")
-    page.wait_for_selector(IDLE, timeout=90_000)
+    page.wait_for_selector(IDLE, timeout=PATIENCE)
     screenshot(page, "landing")
 
 
@@ -160,7 +166,7 @@ def test_the_widget_moves_with_the_keyboard(lab, page, path):
     picture = panel.locator(".jp-OutputArea figure img").last
     # JupyterLab draws only the cells in sight, and finds their heights as it goes. Between two
     # cells the kernel is idle too, so a long chapter may still be running.
-    for _ in range(360):
+    for _ in range(1200):
         panel.locator(".jp-WindowedPanel-outer").evaluate("e => { e.scrollTop = e.scrollHeight }")
         page.wait_for_timeout(500)
         if picture.count():
@@ -177,7 +183,7 @@ def test_the_widget_moves_with_the_keyboard(lab, page, path):
     if float(handle.get_attribute("aria-valuenow")) == float(handle.get_attribute("aria-valuemax")):
         key = "ArrowLeft"
     page.keyboard.press(key)
-    expect(picture).not_to_have_attribute("src", before[0], timeout=10_000)
+    expect(picture).not_to_have_attribute("src", before[0], timeout=PATIENCE)
     expect(picture).not_to_have_attribute("alt", before[1])
     page.wait_for_timeout(300)
     screenshot(page, f"widget_{path.stem}")
@@ -196,7 +202,7 @@ def run_cell(page: Page, index: int, source: str | None = None) -> None:
         page.keyboard.insert_text(source)
     page.keyboard.press("Control+Enter")
     page.wait_for_timeout(500)
-    page.wait_for_selector(IDLE, timeout=60_000)
+    page.wait_for_selector(IDLE, timeout=PATIENCE)
 
 
 def test_an_exercise_goes_from_a_helpful_message_to_a_tick(lab, page):

@@ -2,6 +2,7 @@
 
 import csv
 import importlib
+import itertools
 import json
 import re
 
@@ -103,6 +104,21 @@ def test_evaluate_counts_and_averages_over_all_images():
     assert loss == pytest.approx(nn.functional.cross_entropy(logits, LABELS[12:]).item())
     assert accuracy == (logits.argmax(1) == LABELS[12:]).float().mean().item()
     assert evaluate(model, EVAL_SET, "cpu") == pytest.approx((loss, accuracy))
+    right = TensorDataset(IMAGES[12:], logits.argmax(1))
+    assert evaluate(model, right, "cpu")[1] == 1
+
+
+def test_seconds_are_those_of_each_epoch(monkeypatch):
+    """By a clock that strikes each time it is read: at the start and at the end of an epoch."""
+    clock = itertools.count(100.0, 7.0)
+    monkeypatch.setattr(train_module, "perf_counter", lambda: next(clock))
+    assert run(small_net()).seconds == [7.0] * 4
+
+
+def test_every_epoch_has_a_seed_of_its_own():
+    for epochs in (1, 3):
+        run(small_net(), Recipe(epochs=epochs, batch_size=4, seed=5))
+        assert torch.initial_seed() == 5 + 1_000_003 * (epochs - 1)
 
 
 def test_training_quantities_are_means_over_the_images():
@@ -222,6 +238,8 @@ def test_a_recipe_is_for_the_digits_unless_told():
     for wrong in (1, -0.1):
         with pytest.raises(ValueError, match="momentum must be a number in"):
             Recipe(momentum=wrong)
+    with pytest.raises(ValueError, match="nesterov must be False where momentum is 0, got True"):
+        Recipe(momentum=0)
 
 
 def test_the_device_is_found_unless_given():
@@ -803,6 +821,14 @@ def test_progress_bar(progress, capsys):
     out, err = capsys.readouterr()
     assert out == ""
     if progress:
-        assert "mine:" in err and "/20" in err and "accuracy=" in err
+        assert all(part in err for part in ("mine:", "/20", "loss=", "accuracy="))
     else:
         assert err == ""
+
+
+def test_the_bar_of_a_resumed_run_starts_where_it_stopped(tmp_path, capsys):
+    run(small_net(), RECIPE, Stopping(reads=47), run_dir=tmp_path)
+    capsys.readouterr()
+    options = {"device": "cpu", "run_dir": tmp_path, "resume": True}
+    train(small_net(), TRAIN_SET, EVAL_SET, RECIPE, **options)
+    assert " 10/20 " in capsys.readouterr().err.split("\r")[1]
