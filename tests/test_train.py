@@ -115,10 +115,20 @@ def test_seconds_are_those_of_each_epoch(monkeypatch):
     assert run(small_net()).seconds == [7.0] * 4
 
 
-def test_every_epoch_has_a_seed_of_its_own():
+def test_every_epoch_has_a_seed_of_its_own(monkeypatch):
+    """Dropout and augmentation draw from PyTorch's generator, the order of the images from its own."""
+    loaders = []
+
+    def noting(*arguments, **options):
+        loaders.append(make_loader(*arguments, **options))
+        return loaders[-1]
+
+    monkeypatch.setattr(train_module, "make_loader", noting)
     for epochs in (1, 3):
+        loaders.clear()
         run(small_net(), Recipe(epochs=epochs, batch_size=4, seed=5))
-        assert torch.initial_seed() == 5 + 1_000_003 * (epochs - 1)
+        expected = 5 + 1_000_003 * (epochs - 1)
+        assert torch.initial_seed() == loaders[0].generator.initial_seed() == expected
 
 
 def test_training_quantities_are_means_over_the_images():
