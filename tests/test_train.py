@@ -116,7 +116,7 @@ def test_seconds_are_those_of_each_epoch(monkeypatch):
 
 
 def test_every_epoch_has_a_seed_of_its_own(monkeypatch):
-    """Dropout and augmentation draw from PyTorch's generator, the order of the images from its own."""
+    """Dropout and augmentation draw from PyTorch's generator, the order from the loader's own."""
     loaders = []
 
     def noting(*arguments, **options):
