@@ -504,7 +504,9 @@ def test_resume_needs_a_folder():
         run(small_net(), resume=True)
 
 
-@pytest.mark.parametrize("content", ["cut short", "not a checkpoint", "of something else"])
+@pytest.mark.parametrize(
+    "content", ["cut short", "not a checkpoint", "of something else", "other history", "objects"]
+)
 def test_a_damaged_checkpoint_is_refused(content, tmp_path):
     run(small_net(), Recipe(epochs=1, batch_size=4), run_dir=tmp_path)
     path = tmp_path / "last.pt"
@@ -512,6 +514,10 @@ def test_a_damaged_checkpoint_is_refused(content, tmp_path):
         path.write_bytes(path.read_bytes()[:-200])
     elif content == "not a checkpoint":
         path.write_text("hello")
+    elif content == "other history":
+        torch.save(torch.load(path) | {"history": {"loss": [1.0]}}, path)
+    elif content == "objects":  # whose loading could run anything
+        torch.save(torch.load(path) | {"more": Pairs()}, path)
     else:
         torch.save({"weights": torch.zeros(2)}, path)
     model = small_net()
