@@ -115,10 +115,20 @@ def test_seconds_are_those_of_each_epoch(monkeypatch):
     assert run(small_net()).seconds == [7.0] * 4
 
 
-def test_every_epoch_has_a_seed_of_its_own():
+def test_every_epoch_has_a_seed_of_its_own(monkeypatch):
+    """Dropout and augmentation draw from PyTorch's generator, the order from the loader's own."""
+    loaders = []
+
+    def noting(*arguments, **options):
+        loaders.append(make_loader(*arguments, **options))
+        return loaders[-1]
+
+    monkeypatch.setattr(train_module, "make_loader", noting)
     for epochs in (1, 3):
+        loaders.clear()
         run(small_net(), Recipe(epochs=epochs, batch_size=4, seed=5))
-        assert torch.initial_seed() == 5 + 1_000_003 * (epochs - 1)
+        expected = 5 + 1_000_003 * (epochs - 1)
+        assert torch.initial_seed() == loaders[0].generator.initial_seed() == expected
 
 
 def test_training_quantities_are_means_over_the_images():
@@ -494,7 +504,9 @@ def test_resume_needs_a_folder():
         run(small_net(), resume=True)
 
 
-@pytest.mark.parametrize("content", ["cut short", "not a checkpoint", "of something else"])
+@pytest.mark.parametrize(
+    "content", ["cut short", "not a checkpoint", "of something else", "other history", "objects"]
+)
 def test_a_damaged_checkpoint_is_refused(content, tmp_path):
     run(small_net(), Recipe(epochs=1, batch_size=4), run_dir=tmp_path)
     path = tmp_path / "last.pt"
@@ -502,6 +514,10 @@ def test_a_damaged_checkpoint_is_refused(content, tmp_path):
         path.write_bytes(path.read_bytes()[:-200])
     elif content == "not a checkpoint":
         path.write_text("hello")
+    elif content == "other history":
+        torch.save(torch.load(path) | {"history": {"loss": [1.0]}}, path)
+    elif content == "objects":  # whose loading could run anything
+        torch.save(torch.load(path) | {"more": Pairs()}, path)
     else:
         torch.save({"weights": torch.zeros(2)}, path)
     model = small_net()
