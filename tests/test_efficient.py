@@ -375,6 +375,20 @@ def test_changed_parts_are_respected(way, change):
 
 
 @ways
+@layer_types
+def test_two_values_per_channel_are_enough(way, bottleneck):
+    """The least there is: a variance with divisor 1 in the running statistics."""
+    results = []
+    for block in pair(way, 3, 4, 2, bottleneck):
+        torch.manual_seed(0)
+        y = block(torch.randn(2, 4, 1, 1, dtype=torch.float64))
+        y.square().sum().backward()
+        gradients = {name: p.grad for name, p in block.named_parameters()}
+        results.append({"output": y.detach(), **gradients, **dict(block.named_buffers())})
+    torch.testing.assert_close(results[1], results[0], rtol=1e-9, atol=1e-9)
+
+
+@ways
 def test_one_value_per_channel_is_refused_in_training(way):
     block = BLOCK_TYPES[way](2, 4, 2)
     with pytest.raises(ValueError, match=r"more than (1|one) value per channel"):
