@@ -14,11 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from densenet_from_scratch.dense import BottleneckLayer, DenseLayer
-from densenet_from_scratch.internals import is_watched, own_tensors_and_parts, watcher
+from densenet_from_scratch.internals import (
+    METHODS,
+    has_memory,
+    is_watched,
+    own_tensors_and_parts,
+    watcher,
+)
 from densenet_from_scratch.stem import ImageNetStem, SmallStem
 from densenet_from_scratch.transition import Transition
-
-METHODS = ("__call__", "forward", "through_conv1", "after_conv1")
 
 
 class Built(NamedTuple):
@@ -134,12 +138,14 @@ def _difference(part: nn.Module, built: Built, name: str) -> str | None:
     return None
 
 
-def why_not_alike(layers: Iterable[nn.Module], width: int, prefix: str = "layers") -> str | None:
+def why_not_alike(
+    layers: Iterable[nn.Module], width: int | None, prefix: str = "layers"
+) -> str | None:
     """Return why layers are not those of one dense block as built, or None.
 
     Args:
         layers: the block's.
-        width: maps that enter the block, k_0.
+        width: maps that enter the block, k_0, or None where they are what the first layer reads.
         prefix: what to call them.
     """
     layer: Any
@@ -149,6 +155,7 @@ def why_not_alike(layers: Iterable[nn.Module], width: int, prefix: str = "layers
         if reason := why_not_as_built(layer, name):
             return reason
         made, read = layer.conv1.weight.shape[:2]
+        width = read if width is None else width
         widths = [len(t) for t in (layer.norm1.weight, layer.norm1.bias, layer.norm1.running_mean)]
         if {read, *widths} != {width}:
             return f"{name} does not read {width} maps"
@@ -176,8 +183,8 @@ def why_not_round(x: Tensor) -> str | None:
         return f"x is a {type(x).__name__}"
     if x.dim() != 4 or x.layout is not torch.strided:
         return f"x is {x.layout} of shape {tuple(x.shape)}"
-    if x.device.type not in ("cpu", "cuda"):
-        return f"x is on {x.device}"
+    if x.device.type not in ("cpu", "cuda") or not has_memory(x):
+        return f"x is on {x.device}, or one of a batch under a transform"
     return watcher()
 
 

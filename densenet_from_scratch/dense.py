@@ -132,6 +132,7 @@ class DenseBlock(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("drop_after", drop_after, DROP_AFTER)
+        check_choice("bottleneck", bottleneck, (True, False))
         check_count("num_layers", num_layers)
         check_count("in_channels", in_channels)
         check_count("growth_rate", growth_rate)

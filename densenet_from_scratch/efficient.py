@@ -14,7 +14,7 @@ copy: a memory that grows with the square of the depth. In the order of the chap
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from typing import Any
@@ -49,19 +49,22 @@ from densenet_from_scratch.shared import (
 class _Again(nn.Module, AbstractContextManager):
     """A computation that checkpointing does twice: at once, and in the backward pass again.
 
-    The second time all is as it was the first time: the modules' modes, and the tensors, which
-    autograd has kept and watched, whatever the modules hold by then (torch.func.functional_call
-    puts other ones in for a while). BatchNorms update copies, lest they count the batch twice.
+    The second time all is as it was the first time: the modules' modes and settings, and the
+    tensors, which autograd has kept and watched, whatever the modules hold by then
+    (torch.func.functional_call puts other ones in for a while). BatchNorms update copies, lest they
+    count the batch twice.
 
     Args:
-        owner: the module whose parameters and buffers are used.
-        run: the computation, a method of ``owner``.
+        owner: the module that computes.
+        used: the names of those of its parts that it computes with.
+        run: the computation.
     """
 
-    def __init__(self, owner: nn.Module, run: Callable[..., Tensor]) -> None:
+    def __init__(self, owner: nn.Module, used: Sequence[str], run: Callable[..., Tensor]) -> None:
         super().__init__()
-        self.owner, self.run, self.again = owner, run, False
-        self.modes = {module: module.training for module in owner.modules()}
+        self.parts = nn.ModuleDict({name: getattr(owner, name) for name in used})
+        self.run, self.again = run, False
+        self.settings = [(part, _settings(part)) for part in (owner, *self.parts.modules())]
         self.tensors = dict(self.named_parameters())
         self.moving: dict[str, Tensor] = {}
         for prefix, module in self.named_modules():
@@ -83,23 +86,29 @@ class _Again(nn.Module, AbstractContextManager):
         return functional_call(self, state | self.copies, inputs)
 
     def __enter__(self) -> None:
-        """Go back to the modes of the first time."""
-        self.before = {module: module.training for module in self.modes}
+        """Go back to the settings of the first time."""
+        self.before = [(part, _settings(part)) for part, _ in self.settings]
         self.copies = {name: buffer.clone() for name, buffer in self.moving.items()}
-        self._set(self.modes, again=True)
+        self._set(self.settings, again=True)
 
     def __exit__(self, *_: object) -> None:
         """Return to the present."""
         self._set(self.before, again=False)
 
-    def _set(self, modes: dict[nn.Module, bool], again: bool) -> None:
+    def _set(self, settings: list[tuple[nn.Module, dict[str, Any]]], again: bool) -> None:
         self.again = again
-        for module, mode in modes.items():
-            module.training = mode
+        for part, values in settings:
+            vars(part).update(values)
+
+
+def _settings(part: nn.Module) -> dict[str, Any]:
+    """Return a part's plain attributes: its mode, drop rate, eps and the like."""
+    return {name: value for name, value in vars(part).items() if not name.startswith("_")}
 
 
 def recomputed(
     owner: nn.Module,
+    used: Sequence[str],
     run: Callable[..., Tensor],
     *inputs: Tensor,
     random: bool = False,
@@ -108,13 +117,14 @@ def recomputed(
     """Return ``run(*inputs)``, whose inner results are computed again in the backward pass.
 
     Args:
-        owner: the module whose parameters and buffers are used; it must be as built.
-        run: a method of ``owner``.
+        owner: the module that computes; it must be as built.
+        used: the names of those of its parts that it computes with.
+        run: the computation.
         inputs: tensors, which are stored.
         random: whether random numbers are drawn.
         keep: which operations' results are stored after all; by default none.
     """
-    twice = _Again(owner, run)
+    twice = _Again(owner, used, run)
 
     def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
         if keep is None:
@@ -162,7 +172,8 @@ class CheckpointedBlock(DenseBlock):
             return layer.through_conv1(torch.cat(maps, dim=1))
 
         random = isinstance(layer, BottleneckLayer) and bool(layer.bottleneck_drop_rate)
-        return layer.after_conv1(recomputed(layer, through_conv1, *features, random=random))
+        used = ("norm1", "conv1")
+        return layer.after_conv1(recomputed(layer, used, through_conv1, *features, random=random))
 
 
 class SelectiveBlock(CheckpointedBlock):
@@ -179,7 +190,8 @@ class SelectiveBlock(CheckpointedBlock):
             return layer(torch.cat(maps, dim=1))
 
         random = bool(layer.drop_rate)
-        return recomputed(layer, run, *features, random=random, keep=_keep_convolutions)
+        used = [name for name, _ in layer.named_children()]
+        return recomputed(layer, used, run, *features, random=random, keep=_keep_convolutions)
 
 
 # What is kept should be seen by those who count it, such as measure.saved_tensors. Where PyTorch
@@ -314,7 +326,7 @@ def checkpointed_stem(stem: nn.Module, x: Tensor) -> Tensor:
     def after_conv(maps: Tensor) -> Tensor:
         return parts.pool(parts.relu(parts.norm(maps)))
 
-    return recomputed(parts, after_conv, parts.conv(x))
+    return recomputed(parts, ("norm",), after_conv, parts.conv(x))
 
 
 def block_and_transition(block: nn.Module, transition: nn.Module, x: Tensor) -> Tensor:

@@ -29,6 +29,8 @@ from densenet_from_scratch.internals import is_watched
 from densenet_from_scratch.shared import PIECE, Scratch, activate, as_maps, as_matrix, in_pieces
 from densenet_from_scratch.stem import ImageNetStem
 
+NO_SCRIPT = "torch.jit.script cannot read this network: use torch.jit.trace or torch.export"
+
 
 def fold(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Return what a BatchNorm in evaluation multiplies each channel by and adds: (C,) both.
@@ -205,6 +207,9 @@ class FrozenDenseNet(nn.Module):
                     torch.mm(as_matrix(maps), weight.flatten(1).T, out=out)
                 maps, weight = block.run(every, middle, scratch), block.weight
         return maps.clone()  # a tensor like any other again
+
+    def __prepare_scriptable__(self) -> None:
+        raise TypeError(NO_SCRIPT)
 
     def train(self, mode: bool = True) -> "FrozenDenseNet":
         """Stay in evaluation, whatever is asked for."""

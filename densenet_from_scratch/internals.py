@@ -12,9 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.nn import functional as F
 from torch.nn.modules import module as global_hooks
 from torch.utils import _python_dispatch as dispatch
 
+METHODS = ("__call__", "forward", "_conv_forward", "through_conv1", "after_conv1")
+"""What the parts of a dense network compute with, where they have it."""
+FUNCTIONS = {
+    (where, name): getattr(where, name)
+    for where, names in ((F, "relu conv2d batch_norm dropout avg_pool2d"), (torch, "cat conv2d"))
+    for name in names.split()
+}
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -56,6 +64,15 @@ def is_in_mode() -> bool:
     return any(type(mode).__name__ != "DeviceContext" for mode in functions())
 
 
+def has_memory(tensor: Tensor) -> bool:
+    """Say whether a tensor's numbers lie somewhere: those of a batch under a transform do not."""
+    try:
+        tensor.untyped_storage()
+    except (NotImplementedError, RuntimeError):
+        return False
+    return True
+
+
 class _Probe(torch.autograd.Function):
     """A function without ``setup_context``, which transforms of torch.func refuse."""
 
@@ -86,6 +103,9 @@ def watcher() -> str | None:
         return "a compiler or an export is recording"
     if is_transformed():
         return "a transform of torch.func or forward-mode differentiation is under way"
+    for (where, name), original in FUNCTIONS.items():
+        if getattr(where, name) is not original:
+            return f"{name} of PyTorch has been replaced"
     if all_are_watched():
         return "a hook waits on all modules"
     if is_in_mode():

@@ -1,8 +1,9 @@
 """The whole DenseNet, for small images and for ImageNet (chapter 7)."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from densenet_from_scratch.efficient import (
     checkpointed_stem,
     why_not_whole,
 )
-from densenet_from_scratch.inference import FrozenDenseNet
+from densenet_from_scratch.inference import NO_SCRIPT, FrozenDenseNet
 from densenet_from_scratch.internals import is_watched
 from densenet_from_scratch.plain import INIT_MODES, initialise
 from densenet_from_scratch.shared import parameters_of
@@ -34,16 +35,32 @@ from densenet_from_scratch.transition import Transition
 class Features(nn.Module):
     """What ``network.features`` is: all up to the network's last norm, as one module.
 
-    It has no parameters of its own, and is there to be called, to be hooked (Grad-CAM's target),
-    or to be replaced.
+    It is there to be called, hooked (Grad-CAM's target), frozen (``requires_grad_``, ``eval``) or
+    replaced. It is a view: the parts and their weights belong to the network, which is what to
+    move, to save and to build into other modules. To cut a network off here, use torchvision's
+    ``create_feature_extractor(network, ["norm"])``.
     """
 
-    network: tuple["DenseNet"]  # in a tuple: it is no part of this module
+    network: tuple["DenseNet", ...] = ()  # in a tuple: it is no part of this module
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (N, C, H, W) to the last block's normalised maps, before the ReLU."""
         [network] = self.network
         return network.norm(network.blocks[-1](network.up_to_last_block(x)))
+
+    def parts(self) -> list[nn.Module]:
+        """Return the network's parts that it runs."""
+        return [p for n in self.network for p in (n.stem, n.blocks, n.transitions, n.norm)]
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """Yield the parameters of the parts that it runs."""
+        yield from chain(*(part.parameters(recurse) for part in self.parts()))
+
+    def train(self, mode: bool = True) -> "Features":
+        """Set the mode of the parts that it runs."""
+        for part in self.parts():
+            part.train(mode)
+        return super().train(mode)
 
 
 class DenseNet(nn.Module):
@@ -104,6 +121,7 @@ class DenseNet(nn.Module):
         block_type = BLOCK_TYPES[check_choice("efficient", efficient, BLOCK_TYPES)]
 
         check_choice("init_mode", init_mode, INIT_MODES)
+        check_choice("small_inputs", small_inputs, (True, False))
         transition_drop_rate = drop_rate if drop_after == "convolution" else 0.0
 
         stem_type = SmallStem if small_inputs else ImageNetStem
@@ -174,8 +192,11 @@ class DenseNet(nn.Module):
 
     def why_not_features(self) -> str | None:
         """Return why the head cannot read a shared x̂ instead of ``features``, or None."""
-        if type(self).features is not DenseNet.features:
-            return "features is overridden"
+        for name in ("features", "up_to_last_block"):
+            if getattr(type(self), name) is not getattr(DenseNet, name):
+                return f"{name} is overridden"
+        if "up_to_last_block" in vars(self):
+            return "up_to_last_block is overridden"
         own = self.features
         if type(own) is not Features or "forward" in vars(own) or is_watched(own):
             return "features is replaced, or has a hook or a forward of its own"
@@ -201,11 +222,10 @@ class DenseNet(nn.Module):
             name = f"blocks.{number}"
             if reason := why_not_whole(block, name):
                 return reason
-            if width is None:
-                width = block.layers[0].norm1.num_features
             if reason := why_not_alike(block.layers, width, f"{name}.layers"):
                 return reason
-            width += sum(len(parameters_of(layer)[-1]) for layer in block.layers)
+            made = [len(parameters_of(layer)[-1]) for layer in block.layers]
+            width = len(block.layers[0].norm1.weight) + sum(made)
             reader: Any = self
             if number < len(transitions):
                 reader = transitions[number]
@@ -219,7 +239,13 @@ class DenseNet(nn.Module):
         for name, part in self.named_modules():
             if isinstance(part, nn.BatchNorm2d) and part.training and not self.training:
                 return f"{name} is in training and the network in evaluation"
-        return None
+        gone_round = (self.blocks, self.transitions, self.norm)
+        tensors = [*chain(*((*part.parameters(), *part.buffers()) for part in gone_round))]
+        kinds = {(t.dtype, t.device) for t in tensors if t.is_floating_point()}
+        return "its parameters are of several types or devices" if len(kinds) > 1 else None
+
+    def __prepare_scriptable__(self) -> None:
+        raise TypeError(NO_SCRIPT)
 
     def frozen(self) -> FrozenDenseNet:
         """Return a copy for inference only, which is faster: see :class:`FrozenDenseNet`.
@@ -271,7 +297,7 @@ def densenet_cifar(
     Raises:
         ValueError: no such network has depth ``depth``, or another argument is out of range.
     """
-    step = 6 if bottleneck else 3
+    step = 6 if check_choice("bottleneck", bottleneck, (True, False)) else 3
     check_count("depth", depth, minimum=step + 4)
     if (depth - 4) % step:
         below = depth - (depth - 4) % step
@@ -334,7 +360,12 @@ def densenet264(num_classes: int = 1000, *, efficient: bool | str = False) -> De
 
 
 def to_torchvision(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename a :class:`DenseNet`'s weights to torchvision's keys; the tensors are shared."""
+    """Rename a :class:`DenseNet`'s weights to torchvision's keys; the tensors are shared.
+
+    Raises:
+        ValueError: ``state_dict`` is no mapping.
+    """
+    _check_weights(state_dict)
     rules = (
         (r"^stem\.(conv|norm)\.", r"features.\g<1>0."),
         (
@@ -352,7 +383,11 @@ def from_torchvision(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     The downloadable files still spell ``norm.1`` for what the class calls ``norm1``; both work.
     The tensors are shared.
+
+    Raises:
+        ValueError: ``state_dict`` is no mapping.
     """
+    _check_weights(state_dict)
     rules = (
         (r"\.(norm|conv)\.([12])\.", r".\1\2."),
         (r"^features\.(conv|norm)0\.", r"stem.\1."),
@@ -364,6 +399,14 @@ def from_torchvision(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         (r"^features\.norm5\.", "norm."),
     )
     return {_rename(key, rules): value for key, value in state_dict.items()}
+
+
+def _check_weights(state_dict: Mapping[str, Tensor]) -> None:
+    if not isinstance(state_dict, Mapping):
+        kind = type(state_dict).__name__
+        raise ValueError(
+            f"state_dict must map names to tensors, as network.state_dict() does, got a {kind}"
+        )
 
 
 def _rename(key: str, rules: Sequence[tuple]) -> str:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densenet_from_scratch.arguments import channels_read, check_count, check_images
+from densenet_from_scratch.arguments import channels_read, check_choice, check_count, check_images
 from densenet_from_scratch.plain import initialise
 
 
@@ -101,6 +101,8 @@ class OSAModule(nn.Module):
         check_count("channels", channels)
         check_count("out_channels", out_channels)
         check_count("num_layers", num_layers)
+        check_choice("identity", identity, (True, False))
+        check_choice("ese", ese, (True, False))
         if identity and in_channels != out_channels:
             raise ValueError(
                 f"identity must be False where {in_channels} maps enter and {out_channels} leave, "
@@ -165,6 +167,9 @@ class VoVNet(nn.Module):
         check_count("num_layers", num_layers)
         check_count("num_classes", num_classes)
         width = check_count("in_channels", in_channels)
+        check_choice("small_inputs", small_inputs, (True, False))
+        check_choice("identity", identity, (True, False))
+        check_choice("ese", ese, (True, False))
         _check_counts("stem_channels", stem_channels, at_least=1 if small_inputs else 2)
         _check_counts("block_config", block_config)
         for name, counts in (("channels", channels), ("out_channels", out_channels)):

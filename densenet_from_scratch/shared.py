@@ -29,6 +29,7 @@ from torch.nn import functional as F
 
 from densenet_from_scratch.dense import BottleneckLayer, DenseLayer
 from densenet_from_scratch.fused import kernels_for
+from densenet_from_scratch.internals import has_memory
 
 PIECE = 1 << 18  # numbers that a thread works on at a time on a CPU: 1 MiB in float32
 
@@ -382,7 +383,8 @@ class SharedNormalisation(torch.autograd.Function):
             kept.append(keep)
             end = add(new)
 
-        ctx.layers = layers
+        # As they are now: who changes a drop rate later does not mean this pass.
+        ctx.layers, ctx.drop_rates = layers, [layer.drop_rate for layer in layers]
         ctx.set_materialize_grads(False)
         result = as_maps(x_hat, x)
         mean, variance, inverse = statistics
@@ -394,7 +396,7 @@ class SharedNormalisation(torch.autograd.Function):
     def backward(
         ctx: Any, grad_x_hat: Tensor | None, _mean: None, _variance: None, grad_maps: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        refuse_double_backward()
+        refuse_what_is_not_there(grad_x_hat, grad_maps)
         layers, (maps, inverse, *saved) = ctx.layers, ctx.saved_tensors
         split = len(saved) - len(Kept._fields) * len(layers)
         parameters, kept = saved[:split], saved[split:]
@@ -430,7 +432,9 @@ class SharedNormalisation(torch.autograd.Function):
             place = slice(end - len(values[number][-1]), end)
             grad_new, end = gradient(place), place.start
             if keep.dropout is not None:
-                grad_new = grad_new * keep.dropout.to(grad_new.dtype) / (1 - layer.drop_rate)
+                kept_share = 1 - ctx.drop_rates[number]
+                passed = keep.dropout.to(grad_new.dtype)
+                grad_new = grad_new * passed / kept_share if kept_share else passed
             if isinstance(layer, BottleneckLayer):
                 if made is None:
                     made = remade(number, end)
@@ -476,7 +480,7 @@ class ActivateAndPool(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        refuse_double_backward()
+        refuse_what_is_not_there(gradient)
         x_hat, weight, bias = ctx.saved_tensors
         size, scratch = ctx.size, (Scratch(x_hat), Scratch(x_hat))
         total = torch.zeros_like(x_hat)
@@ -531,10 +535,15 @@ def memory_format(maps: Tensor) -> torch.memory_format:
     return torch.channels_last
 
 
-def refuse_double_backward() -> None:
-    """Raise an error inside a backward pass whose own gradient is wanted."""
+def refuse_what_is_not_there(*gradients: Tensor | None) -> None:
+    """Raise an error inside a backward pass whose own gradient, or a batch of which, is wanted."""
     if torch.is_grad_enabled():
         raise RuntimeError(
             "efficient dense blocks have no second derivative (create_graph=True): "
             "build the network with efficient=False"
+        )
+    if not all(has_memory(gradient) for gradient in gradients if gradient is not None):
+        raise RuntimeError(
+            "shared dense blocks have no batched gradients (is_grads_batched=True): "
+            'build the network with efficient="checkpoint" or efficient=False'
         )

@@ -178,6 +178,26 @@ OTHERS = [
             (densenet_cifar, {"depth": 10, "growth_rate": 1}),
         )
     ],
+    (DenseNet, {"small_inputs": "False"}, "small_inputs", "True, False", "False"),
+    (DenseNet, {"bottleneck": "False"}, "bottleneck", "True, False", "False"),
+    (
+        densenet_cifar,
+        {"depth": 10, "growth_rate": 1, "bottleneck": "no"},
+        "bottleneck",
+        "True, False",
+        "no",
+    ),
+    *[(VoVNet, {name: "no"}, name, "True, False", "no") for name in ("small_inputs", "ese")],
+    *[
+        (
+            OSAModule,
+            {"in_channels": 1, "channels": 1, "out_channels": 1, name: "no"},
+            name,
+            "True, False",
+            "no",
+        )
+        for name in ("identity", "ese")
+    ],
     (DenseNet, {"init_mode": "fan"}, "init_mode", "'fan_in', 'fan_out'", "fan"),
     (initialise, {"module": PlainNet(1), "mode": "in"}, "mode", "'fan_in', 'fan_out'", "in"),
     (densenet_cifar, {"depth": 4, "growth_rate": 12}, "depth", "at least 10", 4),

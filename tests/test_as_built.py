@@ -415,6 +415,23 @@ def other_features(network: DenseNet) -> None:
     network.features = nn.Sequential(nn.Conv2d(3, 14, 3), nn.GELU()).double()
 
 
+def another_norm_first(network: DenseNet) -> None:
+    network.blocks[0].layers[0].norm1 = nn.GroupNorm(2, 4).double()
+
+
+def nothing_but_dropout(network: DenseNet) -> None:
+    for block in network.blocks:
+        for layer in block.layers:
+            layer.drop_rate = 1.0
+
+
+def weights_of_another_type(network: DenseNet) -> None:
+    network.blocks[1].layers[0].norm1.float().double()
+    network.transitions[0].conv.float()
+    network.transitions[0].norm.register_forward_hook(lambda m, i, y: y.float())
+    network.transitions[0].register_forward_hook(lambda m, i, y: y.double())
+
+
 CHANGES: dict[str, Callable[[DenseNet], None]] = {
     "nothing": lambda network: None,
     **{
@@ -480,6 +497,9 @@ CHANGES: dict[str, Callable[[DenseNet], None]] = {
             another_stem,
             another_classifier,
             other_features,
+            another_norm_first,
+            nothing_but_dropout,
+            weights_of_another_type,
         )
     },
 }
@@ -538,6 +558,7 @@ NOT_GONE_ROUND = [
     "pruned_for_good",
     "one_layer_more",
     "other_dropout",
+    "nothing_but_dropout",
     "another_stem",
     "another_classifier",
     "frozen_norms",
@@ -651,6 +672,118 @@ def test_weights_changed_before_the_backward_pass_are_noticed(way):
             layer_of(network).norm1.weight.mul_(2)
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             loss.backward()
+
+
+@ways
+def test_settings_changed_before_the_backward_pass_do_not_matter(way):
+    """A schedule of drop rates between two passes, another eps, another mode."""
+    gradients = []
+    for network in (build(drop_rate=0.3), build(way, drop_rate=0.3)):
+        torch.manual_seed(0)
+        logits = network(images())
+        for part in network.modules():
+            if hasattr(part, "drop_rate"):
+                part.drop_rate = 0.6
+            if isinstance(part, nn.BatchNorm2d):
+                part.eps, part.momentum = 0.1, None
+        network.eval()
+        gradients.append(torch.autograd.grad(logits.square().sum(), list(network.parameters())))
+        for part in network.modules():
+            assert getattr(part, "eps", 0.1) == 0.1 and getattr(part, "drop_rate", 0.6) == 0.6
+            assert not part.training
+    assert_equal(gradients[1], gradients[0])
+
+
+@pytest.mark.parametrize("way", [False, *WAYS])
+def test_an_optimiser_may_step_within_the_backward_pass(way):
+    """As it does to need no room for all gradients at once."""
+    network, expected = build(way), build()
+    step(expected)
+    taken = []
+
+    def take(parameter: nn.Parameter) -> None:
+        taken.append(parameter.grad.clone())
+        with torch.no_grad():
+            parameter.sub_(0.1 * parameter.grad)
+        parameter.grad = None
+
+    for parameter in network.parameters():
+        parameter.register_post_accumulate_grad_hook(take)
+    step(network)
+    for parameter, original in zip(network.parameters(), expected.parameters(), strict=True):
+        assert_equal(parameter.detach(), (original - 0.1 * original.grad).detach())
+    assert len(taken) == len(list(network.parameters()))
+
+
+@pytest.mark.parametrize("way", [False, *WAYS])
+def test_batched_gradients_are_right_or_refused(way):
+    plain, network = build(), build(way)
+    batch = torch.eye(3, dtype=torch.float64)
+
+    def gradients(model: DenseNet) -> tuple:
+        weights = list(model.parameters())
+        return torch.autograd.grad(model(images()).sum(0), weights, batch, is_grads_batched=True)
+
+    if way in ("shared", "shared-recompute"):
+        with pytest.raises(RuntimeError, match=r"no batched gradients .* efficient="):
+            gradients(network)
+    else:
+        assert_equal(gradients(network), gradients(plain))
+
+
+class Louder(DenseNet):
+    def up_to_last_block(self, x: Tensor) -> Tensor:
+        return 2 * super().up_to_last_block(x)
+
+
+@pytest.mark.parametrize("way", [False, *WAYS])
+def test_every_method_of_a_subclass_counts(way):
+    torch.manual_seed(0)
+    sizes = {"growth_rate": 3, "block_config": (2, 3), "num_init_features": 4, "num_classes": 3}
+    louder = Louder(**sizes, efficient=way).double()
+    plain = Louder(**sizes).double()
+    plain.load_state_dict(louder.state_dict())
+    assert_equal(step(louder), step(plain))
+    assert louder.why_not_as_built() == "up_to_last_block is overridden"
+    network = build(way)
+    network.up_to_last_block = lambda x: x
+    assert network.why_not_as_built() == "up_to_last_block is overridden"
+
+
+@ways
+@pytest.mark.parametrize("where, name", [(F, "relu"), (nn.Conv2d, "_conv_forward")])
+def test_a_function_replaced_for_all_is_used(way, where, name, monkeypatch):
+    plain, other = build(), build(way)
+    frozen, original = build().eval().frozen(), getattr(where, name)
+    monkeypatch.setattr(where, name, lambda *a, **o: 0.9 * original(*a, **o))
+    assert_equal(step(other), step(plain))
+    if where is F:
+        with torch.no_grad():
+            assert_equal(frozen(images()), build().eval()(images()))
+
+
+def test_features_can_be_frozen_like_torchvisions():
+    network = build(True)
+    names = {id(p): name for name, p in network.named_parameters()}
+    found = {names[id(p)] for p in network.features.parameters()}
+    assert found == {name for name in names.values() if not name.startswith("classifier")}
+    network.features.requires_grad_(False)
+    step(network)
+    assert [n for n, p in network.named_parameters() if p.grad is not None] == [
+        "classifier.weight",
+        "classifier.bias",
+    ]
+    network.features.eval()
+    assert not any(norm.training for norm in norms_of(network)) and network.classifier.training
+    network.train()
+    assert all(part.training for part in network.modules())
+
+
+@pytest.mark.parametrize("kind", [lambda n: n, DenseNet.frozen], ids=["network", "frozen"])
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_scripting_is_refused_in_one_line(kind):
+    with pytest.raises(TypeError, match=r"^torch.jit.script cannot read this network: use [^\n]*$"):
+        torch.jit.script(kind(build()))
 
 
 @ways

@@ -229,6 +229,15 @@ def test_the_downloadable_files_spelling_of_the_names():
     assert from_torchvision(old) == from_torchvision(weights)
 
 
+@pytest.mark.parametrize("rename", [from_torchvision, to_torchvision])
+@pytest.mark.parametrize("wrong", [None, "weights.pth", ["weights"], nn.Linear(1, 1)])
+def test_weights_are_a_mapping(rename, wrong):
+    with pytest.raises(
+        ValueError, match=rf"state_dict must map names .* got a {type(wrong).__name__}"
+    ):
+        rename(wrong)
+
+
 def test_renaming_shares_the_tensors():
     network = on_meta(densenet_cifar, 10, 2)
     weights = network.state_dict()
