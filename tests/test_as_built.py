@@ -604,18 +604,23 @@ def test_nothing_is_gone_round_needlessly(monkeypatch):
     """As built, shared normalisation runs: else the tests above would prove nothing."""
     from densenet_from_scratch import efficient
 
-    calls = []
-    original = efficient.SharedNormalisation.apply
-    monkeypatch.setattr(
-        efficient.SharedNormalisation, "apply", lambda *a: calls.append(1) or original(*a)
-    )
+    calls, pooled = [], []
+    for function, noted in (
+        (efficient.SharedNormalisation, calls),
+        (efficient.ActivateAndPool, pooled),
+    ):
+        original = function.apply
+        monkeypatch.setattr(
+            function, "apply", lambda *a, own=original, noted=noted: noted.append(1) or own(*a)
+        )
     network = build(True)
     for change in ("nothing", "other_momenta", "tied_weights", "frozen_weights", "one_layer_more"):
         network = build(True)
         CHANGES[change](network)
         calls.clear()
+        pooled.clear()
         step(network)
-        assert len(calls) == len(network.blocks), change
+        assert len(calls) == len(pooled) == len(network.blocks), change
     calls.clear()
     network = build(True)
     hook(layer_of(network))

@@ -18,8 +18,9 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from densenet_from_scratch import DenseBlock, DenseNet, fused, shared
 from densenet_from_scratch.dense import BottleneckLayer, DenseLayer
-from densenet_from_scratch.efficient import BLOCK_TYPES
-from densenet_from_scratch.measure import growth_exponent, saved_bytes
+from densenet_from_scratch.efficient import BLOCK_TYPES, checkpointed_stem
+from densenet_from_scratch.measure import growth_exponent, saved_bytes, saved_tensors
+from densenet_from_scratch.stem import ImageNetStem
 
 WAYS = {block_type: way for way, block_type in BLOCK_TYPES.items() if way is not False}
 ways = pytest.mark.parametrize("way", WAYS.values())
@@ -540,3 +541,30 @@ def test_storage_grows_with_the_depth_not_with_its_square(way):
 
     assert exponent(BLOCK_TYPES[False]) > 1.7
     assert exponent(BLOCK_TYPES[way]) < 1.1
+
+
+def convolutions(block: DenseBlock, x: Tensor) -> int:
+    """How many convolutions are computed forward in a training step, seen without a mode."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        block(x).sum().backward()
+    return sum(event.name == "aten::_convolution" for event in profiler.events())
+
+
+@layer_types
+@pytest.mark.parametrize("way", ["checkpoint", "selective"])
+def test_checkpointing_repeats_no_convolution(way, bottleneck):
+    """The one kind keeps their results, and the other stops before it comes to conv1."""
+    x = torch.randn(2, 4, 6, 6, requires_grad=True)
+    plain, other = (convolutions(BLOCK_TYPES[w](3, 4, 2, bottleneck), x) for w in (False, way))
+    assert other == plain == (6 if bottleneck else 3)
+
+
+def test_the_stem_for_imagenet_stores_only_what_its_convolution_makes():
+    stem, x = ImageNetStem(3, 4), torch.randn(2, 3, 16, 16)
+    stored = []
+    for run in (stem, lambda images: checkpointed_stem(stem, images)):
+        with saved_tensors(stem) as tensors:
+            y = run(x)
+        stored.append(sum(tensor.numel() for tensor in tensors))
+        del y
+    assert stored[1] == x.numel() + 2 * 4 * 8 * 8 < stored[0]
