@@ -60,6 +60,13 @@ def _ghost(module: nn.Module, input_shape: Sequence[int]) -> tuple[nn.Module, Te
     return ghost, torch.empty(tuple(input_shape), device="meta")
 
 
+def _is_view(module: nn.Module) -> bool:
+    """Say whether a module shows the parameters of others as its own, as ``features`` does."""
+    return any(True for _ in module.parameters()) and not any(
+        True for _ in module.named_parameters()
+    )
+
+
 @dataclass(frozen=True)
 class Row:
     """A line of an architecture table.
@@ -86,7 +93,7 @@ def architecture(
         network: left as it is, see :func:`count_macs`.
         input_shape: shape of the input with its batch axis.
         names: the modules to list, as ``network.named_modules()`` spells them; by default every
-            child, or its members where it is a list of modules.
+            child, or its members where it is a list of modules, but no view of other parts.
 
     Raises:
         ValueError: a name is not a module of the network, or a size is not a positive integer.
@@ -97,6 +104,7 @@ def architecture(
         names = [
             name
             for child, module in ghost.named_children()
+            if not _is_view(module)
             for name in (
                 [f"{child}.{index}" for index in range(len(module))]
                 if isinstance(module, nn.ModuleList)

@@ -262,6 +262,15 @@ def test_stored_by_layer_names_the_module_that_stored_it():
     assert int(network[1].num_batches_tracked) == 0, "a copy ran"
 
 
+def test_the_parts_of_a_densenet_add_up_to_it():
+    network = DenseNet(4, (3, 2), num_init_features=6)
+    rows = architecture(network, (1, 3, 8, 8))
+    names = ["stem", "blocks.0", "transitions.0", "blocks.1", "norm", "classifier"]
+    assert [row.name for row in rows] == names
+    assert sum(row.parameters for row in rows) == count_parameters(network)
+    assert sum(row.macs for row in rows) == count_macs(network, (1, 3, 8, 8))
+
+
 def test_stored_by_layer_adds_up():
     network = DenseNet(4, (3, 2), num_init_features=6)
     images = torch.randn(2, 3, 8, 8)
