@@ -39,9 +39,14 @@ class Features(nn.Module):
     replaced. It is a view: the parts and their weights belong to the network, which is what to
     move, to save and to build into other modules. To cut a network off here, use torchvision's
     ``create_feature_extractor(network, ["norm"])``.
+
+    Args:
+        network: whose features they are.
     """
 
-    network: tuple["DenseNet", ...] = ()  # in a tuple: it is no part of this module
+    def __init__(self, network: "DenseNet") -> None:
+        super().__init__()
+        self.network = (network,)  # in a tuple: it is no part of this module
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (N, C, H, W) to the last block's normalised maps, before the ReLU."""
@@ -143,7 +148,7 @@ class DenseNet(nn.Module):
         self.norm = nn.BatchNorm2d(channels)
         self.classifier = nn.Linear(channels, num_classes)
 
-        self.features = Features()  # type: ignore[misc]  # registered; the property finds it
+        self.features = Features(self)  # type: ignore[misc]  # registered; the property finds it
         self.apply(partial(initialise, mode=init_mode))
 
     @property
