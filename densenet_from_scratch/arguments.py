@@ -95,7 +95,7 @@ def check_device(device: str | torch.device) -> torch.device:
     ``"auto"`` is the GPU when there is one and the CPU otherwise.
 
     Raises:
-        ValueError: ``device`` is not a device name, or asks for a GPU where there is none.
+        ValueError: ``device`` is not a device name, or asks for one that is not here.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -106,4 +106,10 @@ def check_device(device: str | torch.device) -> torch.device:
     if result.type == "cuda" and (result.index or 0) >= torch.cuda.device_count():
         found = torch.cuda.device_count()
         raise ValueError(f"device must exist: PyTorch finds {found} CUDA GPUs, got {device!r}")
+    if result.type not in ("cpu", "cuda"):
+        other = (
+            torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        )
+        if other is None or other.type != result.type:
+            raise ValueError(f"device must exist: PyTorch finds no {result.type!r} here")
     return result

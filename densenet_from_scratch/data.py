@@ -136,10 +136,10 @@ def _load_digits() -> Data:
     from sklearn.model_selection import train_test_split
 
     bunch = load_digits()
-    images = torch.tensor(bunch.images, dtype=torch.float32).unsqueeze(1) / 16  # (1797, 1, 8, 8)
-    labels = torch.tensor(bunch.target)
+    images = torch.from_numpy(bunch.images).float().unsqueeze(1) / 16  # (1797, 1, 8, 8)
+    labels = torch.from_numpy(bunch.target)
     train, test = train_test_split(
-        torch.arange(len(labels)), test_size=500, stratify=labels, random_state=0
+        range(len(labels)), test_size=500, stratify=labels, random_state=0
     )
     images = (images - images[train].mean()) / images[train].std()
     names = tuple(str(digit) for digit in bunch.target_names)

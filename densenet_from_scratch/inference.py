@@ -184,13 +184,19 @@ class FrozenDenseNet(nn.Module):
             ValueError: ``x`` is not a batch of images that the network takes.
         """
         x = check_images(x, self.in_channels, self.minimum_size)
-        if why_not_round(x) or x.numel() == 0 or any(map(has_changed, self.blocks.modules())):
-            x = self.stem(x)
-            for block in self.blocks:
-                x = block(x)
-            return self.classifier(x)
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            return self.classifier(self._run(x))
+        if not isinstance(x, Tensor) or not torch.amp.is_autocast_available(x.device.type):
+            return self._plain(x)  # torch.fx traces, or a device of which nothing is known here
+        with torch.autocast(x.device.type, enabled=False):
+            if why_not_round(x) or x.numel() == 0 or any(map(has_changed, self.blocks.modules())):
+                return self._plain(x)
+            with torch.no_grad():
+                return self.classifier(self._run(x))
+
+    def _plain(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.classifier(x)
 
     def _run(self, x: Tensor) -> Tensor:
         """Return the last block's features (N, C), written without concatenation."""

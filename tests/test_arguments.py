@@ -29,6 +29,7 @@ from densenet_from_scratch import (
     vovnet57,
 )
 from densenet_from_scratch.arguments import check_device
+from densenet_from_scratch.arguments import check_device
 from densenet_from_scratch.data import make_loader, stratified_split, stratified_subset
 from densenet_from_scratch.measure import architecture, count_macs
 from densenet_from_scratch.osa import ESE, ConvLayer
@@ -295,3 +296,10 @@ def test_smallest_image(small_inputs, blocks):
         shape = (2, 3, smallest, smallest - 1)
         images = {"x": torch.zeros(shape)}
         assert_refused(network.forward, images, "x", f"at least {smallest} pixels", shape)
+
+
+@pytest.mark.parametrize("device", ["meta", "xla", "mps"])
+def test_a_device_that_is_not_here_is_refused(device, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=rf"^device must exist: PyTorch finds no '{device}' here$"):
+        check_device(device)

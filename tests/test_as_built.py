@@ -426,7 +426,6 @@ def nothing_but_dropout(network: DenseNet) -> None:
 
 
 def weights_of_another_type(network: DenseNet) -> None:
-    network.blocks[1].layers[0].norm1.float().double()
     network.transitions[0].conv.float()
     network.transitions[0].norm.register_forward_hook(lambda m, i, y: y.float())
     network.transitions[0].register_forward_hook(lambda m, i, y: y.double())

@@ -65,6 +65,16 @@ def test_digits_are_the_same_every_time():
         assert all(torch.equal(a, b) for a, b in pairs)
 
 
+def test_the_digits_are_read_whatever_the_default_device_is():
+    expected = load_data("digits").test.tensors
+    torch.set_default_device("meta")
+    try:
+        images, labels = load_data("digits").test.tensors
+    finally:
+        torch.set_default_device(None)
+    assert torch.equal(images, expected[0]) and torch.equal(labels, expected[1])
+
+
 def test_the_digits_are_split_once_and_for_all():
     """Numbers that the chapters print depend on which images are which."""
     data = load_data()

@@ -181,6 +181,8 @@ def test_it_moves_and_changes_its_type_as_modules_do():
     assert next(frozen.parameters()).dtype == torch.float32
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert frozen(x.float()).dtype == torch.float32
+        frozen.blocks[0].register_forward_hook(lambda *_: None)  # so the operations are plain
+        torch.testing.assert_close(frozen(x.float()), expected.float())
     half = network.frozen().bfloat16()(x.bfloat16())
     torch.testing.assert_close(half.double(), expected, rtol=0.1, atol=0.1)
     with pytest.raises(RuntimeError, match="type"):
