@@ -29,7 +29,6 @@ from densenet_from_scratch import (
     vovnet57,
 )
 from densenet_from_scratch.arguments import check_device
-from densenet_from_scratch.arguments import check_device
 from densenet_from_scratch.data import make_loader, stratified_split, stratified_subset
 from densenet_from_scratch.measure import architecture, count_macs
 from densenet_from_scratch.osa import ESE, ConvLayer
