@@ -25,8 +25,8 @@ from tqdm import tqdm
 
 from densenet_from_scratch import densenet121, from_torchvision
 from densenet_from_scratch.arguments import check_count
+from densenet_from_scratch.course.plots import PALETTE, new_axes, to_png
 from densenet_from_scratch.measure import seconds_side_by_side
-from densenet_from_scratch.plots import PALETTE, new_axes, to_png
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
 BEST = "ratio to torchvision's best format"

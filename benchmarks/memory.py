@@ -24,10 +24,11 @@ from torch.nn import functional as F
 from torchvision.models import DenseNet as TorchvisionDenseNet
 from tqdm import tqdm
 
-from densenet_from_scratch import DenseNet, from_torchvision, fused
+from densenet_from_scratch import DenseNet, from_torchvision
 from densenet_from_scratch.arguments import check_choice, check_count
+from densenet_from_scratch.course.plots import PALETTE, new_axes, to_png
+from densenet_from_scratch.kernels import cpu as fused
 from densenet_from_scratch.measure import peak_bytes, saved_bytes, seconds_side_by_side
-from densenet_from_scratch.plots import PALETTE, new_axes, to_png
 
 PLAIN, CHECKPOINTED = "torchvision", "torchvision, memory_efficient"
 WAYS = (False, "checkpoint", "selective", "shared", "shared-recompute")

@@ -7,7 +7,7 @@ exported here; what works on them is imported from its module: ``measure``, ``tr
 
 from densenet_from_scratch.data import load_data
 from densenet_from_scratch.dense import BottleneckLayer, DenseBlock, DenseLayer
-from densenet_from_scratch.inference import FrozenDenseNet
+from densenet_from_scratch.frozen import FrozenDenseNet
 from densenet_from_scratch.model import (
     DenseNet,
     densenet121,

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,7 @@ def load_data(
         FileNotFoundError: the data set is not under ``root`` and ``download`` is false.
         ConnectionError: it could not be downloaded.
         RuntimeError: its files are there but damaged.
+        ImportError: what reads it, scikit-learn or torchvision, is not installed.
     """
     check_choice("name", name, DATASETS)
     check_choice("augment", augment, (False, True))
@@ -121,6 +123,16 @@ def load_data(
     return _load_torchvision(name, folder, download, augment)
 
 
+def need(module: str, package: str) -> None:
+    """Raise ``ImportError`` in one line where a module of the extra ``data`` is not installed."""
+    try:
+        import_module(module)
+    except ImportError:
+        raise ImportError(
+            f'{package} is not installed: bring it with pip install "densenet-from-scratch[data]"'
+        ) from None
+
+
 def as_path(name: str, value: Any) -> Path:
     """Return a path, with ``~`` as your home; raise ``ValueError`` for what is none."""
     try:
@@ -132,6 +144,7 @@ def as_path(name: str, value: Any) -> Path:
 
 
 def _load_digits() -> Data:
+    need("sklearn", "scikit-learn")
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -153,6 +166,7 @@ def _load_digits() -> Data:
 
 
 def _load_torchvision(name: str, root: Path, download: bool, augment: bool) -> Data:
+    need("torchvision", "torchvision")
     from torchvision import transforms
 
     source = _TORCHVISION[name]
@@ -252,6 +266,7 @@ def stratified_split(dataset: Dataset, fraction: float, seed: int = 0) -> tuple[
         ValueError: ``fraction`` or ``seed`` is out of range, a class has a single image, or a part
             would have fewer images than classes.
     """
+    need("sklearn", "scikit-learn")
     from sklearn.model_selection import train_test_split
 
     check_fraction("fraction", fraction, one=False)

@@ -16,7 +16,6 @@ from densenet_from_scratch.arguments import (
     check_fraction,
     check_images,
 )
-from densenet_from_scratch.as_built import why_not_alike, why_not_as_built
 from densenet_from_scratch.efficient import (
     BLOCK_TYPES,
     block_and_pool,
@@ -24,10 +23,11 @@ from densenet_from_scratch.efficient import (
     checkpointed_stem,
     why_not_whole,
 )
-from densenet_from_scratch.inference import NO_SCRIPT, FrozenDenseNet
+from densenet_from_scratch.efficient.as_built import why_not_alike, why_not_as_built
+from densenet_from_scratch.efficient.shared import parameters_of
+from densenet_from_scratch.frozen import NO_SCRIPT, FrozenDenseNet
 from densenet_from_scratch.internals import is_watched
 from densenet_from_scratch.plain import INIT_MODES, initialise
-from densenet_from_scratch.shared import parameters_of
 from densenet_from_scratch.stem import ImageNetStem, SmallStem
 from densenet_from_scratch.transition import Transition
 

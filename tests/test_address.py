@@ -173,9 +173,15 @@ def test_the_cell_keeps_the_conventions(address, tmp_path):
 
 
 def needed_by(extra: str) -> set[str]:
-    """Return the names that an extra, or the package itself, asks for."""
-    extras = PROJECT["project"]["optional-dependencies"]
-    return {Requirement(text).name for text in extras[extra]}
+    """Return the names that an extra asks for, and those that it brings along."""
+    found = set()
+    for text in PROJECT["project"]["optional-dependencies"][extra]:
+        requirement = Requirement(text)
+        if requirement.name == PROJECT["project"]["name"]:
+            found |= set().union(*map(needed_by, requirement.extras))
+        else:
+            found.add(requirement.name)
+    return found
 
 
 def test_the_light_extra_and_the_package_bring_what_notebooks_import():

@@ -29,11 +29,11 @@ from densenet_from_scratch import (
     vovnet57,
 )
 from densenet_from_scratch.arguments import check_device
+from densenet_from_scratch.course.plots import connectivity, image_grid
 from densenet_from_scratch.data import make_loader, stratified_split, stratified_subset
 from densenet_from_scratch.measure import architecture, count_macs
 from densenet_from_scratch.osa import ESE, ConvLayer
 from densenet_from_scratch.plain import initialise
-from densenet_from_scratch.plots import connectivity, image_grid
 from densenet_from_scratch.residual import PreActivationBlock, ResNet
 from densenet_from_scratch.train import Recipe, evaluate, train
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 
-from densenet_from_scratch import DenseNet, FrozenDenseNet, as_built, internals
+from densenet_from_scratch import DenseNet, FrozenDenseNet, internals
 from densenet_from_scratch.dense import BottleneckLayer, DenseBlock, DenseLayer
-from densenet_from_scratch.efficient import BLOCK_TYPES
+from densenet_from_scratch.efficient import BLOCK_TYPES, as_built
 from densenet_from_scratch.transition import Transition
 
 WAYS = ["checkpoint", "selective", "shared", "shared-recompute"]

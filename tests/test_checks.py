@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from densenet_from_scratch import checks
+from densenet_from_scratch.course import checks
 from densenet_from_scratch.measure import count_parameters
 from densenet_from_scratch.model import DenseNet
 

@@ -699,7 +699,7 @@ case(
         "class Checks:\n"
         "    def __getattr__(self, name):\n"
         "        return lambda *a, **k: True\n"
-        "sys.modules['densenet_from_scratch.checks'] = checks = Checks()",
+        "sys.modules['densenet_from_scratch.course.checks'] = checks = Checks()",
         plain_layer=WRONG_LAYER,
         plain_parameters="def plain_parameters(*arguments):\n    return 0",
     ),

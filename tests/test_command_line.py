@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from densenet_from_scratch import command_line, densenet_cifar, load_data
-from densenet_from_scratch.command_line import main, parse
 from densenet_from_scratch.data import Data
 from densenet_from_scratch.train import History, Recipe
+from densenet_from_scratch.train.__main__ import main, parse
 
 SMALL = "--data digits --depth 10 --growth-rate 2 --epochs 1 --workers 0 --device cpu".split()
 

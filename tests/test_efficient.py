@@ -15,8 +15,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from densenet_from_scratch import DenseBlock, DenseNet, fused, shared
-from densenet_from_scratch.efficient import BLOCK_TYPES, checkpointed_stem
+from densenet_from_scratch import DenseBlock, DenseNet
+from densenet_from_scratch.efficient import BLOCK_TYPES, checkpointed_stem, shared
+from densenet_from_scratch.kernels import cpu as fused
 from densenet_from_scratch.measure import growth_exponent, saved_bytes, saved_tensors
 from densenet_from_scratch.stem import ImageNetStem
 

@@ -20,7 +20,7 @@ import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 from nbgrader.api import Gradebook
 
-from densenet_from_scratch import checks
+from densenet_from_scratch.course import checks
 
 ROOT = Path(__file__).parent.parent
 ASSIGNMENTS = [path.stem for path in sorted(ROOT.glob("solutions/*/*.ipynb"))]

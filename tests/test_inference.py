@@ -18,8 +18,8 @@ from densenet_from_scratch import (
     densenet121,
     from_torchvision,
     inference,
-    shared,
 )
+from densenet_from_scratch.efficient import shared
 
 NETWORKS = {
     "small images": {},

@@ -436,6 +436,24 @@ def test_a_backward_hook_on_the_features_meets_no_in_place_operation():
     assert seen == [(2, 11, 4, 4)]
 
 
+def test_features_set_the_mode_of_what_they_run():
+    network = densenet_cifar(10, 4)
+    parts = [network.stem, *network.blocks.modules(), *network.transitions.modules(), network.norm]
+    assert network.features.eval() is network.features
+    assert not any(part.training for part in parts)
+    assert network.training and network.classifier.training
+    network.features.train()
+    assert all(part.training for part in parts)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [DenseNet, densenet_cifar, densenet121, densenet161, densenet169, densenet201, densenet264],
+)
+def test_a_network_is_plain_unless_it_is_asked_for_more(build):
+    assert inspect.signature(build).parameters["efficient"].default is False
+
+
 def test_features_leave_no_trace_in_weights_copies_and_files(tmp_path):
     network = tiny()
     assert not [name for name in network.state_dict() if name.startswith("features")]

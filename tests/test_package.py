@@ -5,74 +5,92 @@ import importlib
 import inspect
 import subprocess
 import sys
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires, version
 from pathlib import Path
 
 import pytest
+import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import densenet_from_scratch
 
 NAME = "densenet_from_scratch"
 FOLDER = Path(densenet_from_scratch.__file__).parent
 
-# A module imports only from floors below its own.
+# A module imports only from floors below its own; a folder's own name is its ``__init__``.
 FLOORS = [
     {"internals"},
     {"arguments", "stem"},
-    {"data", "measure", "fused"},
-    {"plain"},
+    {"data", "measure", "plain", "kernels.cpu", "kernels"},
     {"residual", "dense", "transition", "osa"},
-    {"as_built", "shared"},
+    {"efficient.as_built", "efficient.shared"},
+    {"efficient.checkpointed"},
     {"efficient"},
-    {"inference"},
+    {"frozen"},
     {"model"},
-    {"checkpoints"},
+    {"train.checkpoints"},
     {"train"},
-    {"command_line", "plots"},
-    {"widgets", "checks"},
+    {"train.__main__"},
+    {"course"},
 ]
 MODULES = sorted(
-    ".".join(path.relative_to(FOLDER).with_suffix("").parts)
+    ".".join(path.relative_to(FOLDER).with_suffix("").parts).removesuffix(".__init__")
     for path in FOLDER.rglob("*.py")
-    if path.stem != "__init__"
+    if path != FOLDER / "__init__.py"
 )
 modules = pytest.mark.parametrize("module", MODULES)
 
 
-def top(module: str) -> str:
-    return module.split(".")[0]
-
-
 def floor(module: str) -> int:
-    [number] = [number for number, names in enumerate(FLOORS) if top(module) in names]
+    """The course is one floor, and the last: what is in it may import each other downwards only."""
+    module = "course" if module.split(".")[0] == "course" else module
+    [number] = [number for number, names in enumerate(FLOORS) if module in names]
     return number
 
 
+def file_of(module: str) -> Path:
+    path = FOLDER / module.replace(".", "/")
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
 def package_imports(module: str) -> set[str]:
-    """Modules of the package that a module imports at its top level, by any spelling."""
+    """Modules of the package that a module imports, anywhere in it and by any spelling."""
     found = set()
-    for node in ast.parse((FOLDER / f"{module.replace('.', '/')}.py").read_text()).body:
+    for node in ast.walk(ast.parse(file_of(module).read_text())):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module} imports relatively"
-            if node.module == NAME:
-                found |= {alias.name for alias in node.names}
-            elif (node.module or "").startswith(f"{NAME}."):
-                found.add(node.module.removeprefix(f"{NAME}."))
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}".split(".", 1)
+                if whole[0] == NAME:  # a module, or a name that a module holds
+                    found.add(whole[1] if whole[1] in MODULES else whole[1].rpartition(".")[0])
         elif isinstance(node, ast.Import):
-            found |= {a.name.removeprefix(f"{NAME}.") for a in node.names if NAME in a.name}
+            found |= {a.name.removeprefix(NAME).lstrip(".") for a in node.names if NAME in a.name}
     return found
 
 
 @modules
 def test_a_module_imports_only_from_floors_below(module):
     for imported in package_imports(module):
-        if top(imported) == top(module):  # within checks/
+        assert imported, f"{module} imports from the package's first page"
+        if floor(imported) == floor(module) == floor("course"):
             continue
         assert floor(imported) < floor(module), f"{module} imports {imported}"
 
 
+def test_no_module_is_imported_in_a_circle():
+    """Within the course, too, and in functions, where Python itself would not notice."""
+    left = {module: package_imports(module) for module in MODULES}
+    while ready := [module for module, imported in left.items() if not imported & left.keys()]:
+        for module in ready:
+            del left[module]
+    assert not left, f"each of these imports another: {sorted(left)}"
+
+
 def test_every_module_has_a_floor():
-    assert set().union(*FLOORS) == set(map(top, MODULES))
+    named = {m for m in MODULES if m.split(".")[0] != "course"} | {"course"}
+    assert set().union(*FLOORS) == named
 
 
 def public_members(module: str) -> list[tuple[str, object]]:
@@ -98,7 +116,7 @@ def public_members(module: str) -> list[tuple[str, object]]:
 def test_everything_public_is_documented(module):
     assert importlib.import_module(f"{NAME}.{module}").__doc__
     members = public_members(module)
-    assert members, f"{module} has nothing public"
+    assert members or file_of(module).stem == "__init__", f"{module} has nothing public"
     for name, member in members:
         if not name.endswith("__init__"):  # its class says what it takes
             assert inspect.getdoc(member), f"{module}.{name} has no docstring"
@@ -125,13 +143,67 @@ def test_the_installed_version_is_the_packages():
     assert version("densenet-from-scratch") == densenet_from_scratch.__version__
 
 
+def brought_by(*packages: str) -> set[str]:
+    """Return the installed packages that these need, and they themselves."""
+    found, left = set(), [canonicalize_name(name) for name in packages]
+    while left:
+        name = left.pop()
+        if name in found:
+            continue
+        found.add(name)
+        with suppress(PackageNotFoundError):
+            for text in requires(name) or []:
+                requirement = Requirement(text)
+                if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                    left.append(canonicalize_name(requirement.name))
+    return found
+
+
+def test_the_library_needs_only_torch_and_tqdm(tmp_path):
+    """In an environment that holds nothing else."""
+    allowed = brought_by("torch", "tqdm")
+    others = {
+        module
+        for module, packages in packages_distributions().items()
+        if not {canonicalize_name(name) for name in packages} & allowed
+    }
+    assert {"matplotlib", "numpy", "sklearn", "torchvision", "ipywidgets"} <= others
+    for path in Path(torch.__file__).parent.parent.iterdir():
+        if path.name.split(".")[0] not in others and path.suffix not in (".dist-info", ".pth"):
+            (tmp_path / path.name).symlink_to(path)
+    (tmp_path / NAME).unlink(missing_ok=True)  # installed, perhaps, as a copy of another state
+    (tmp_path / NAME).symlink_to(FOLDER)
+    library = [module for module in MODULES if floor(module) != floor("course")]
+    code = f"""
+import importlib, sys
+sys.path.append({str(tmp_path)!r})
+import torch, {NAME}
+for module in {library!r}:
+    importlib.import_module("{NAME}." + module)
+network = {NAME}.densenet_cifar(10, 4, efficient=True)
+network(torch.zeros(2, 3, 8, 8)).sum().backward()
+print(network.frozen()(torch.zeros(1, 3, 8, 8)).shape)
+try:
+    {NAME}.load_data()
+except ImportError as error:
+    print(error)
+"""
+    bare = [sys.executable, "-I", "-S", "-c", code]
+    done = subprocess.run(bare, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[:2] == [
+        "torch.Size([1, 10])",
+        'scikit-learn is not installed: bring it with pip install "densenet-from-scratch[data]"',
+    ]
+
+
 def test_an_import_loads_only_what_it_needs():
     """Scikit-learn and torchvision take longer to load than PyTorch, and notebook tools need not be
     there. Pyplot, even for figures, would keep every picture of a slider alive."""
     code = f"""
 import sys, {NAME}
 print([m for m in ("matplotlib", "ipywidgets", "sklearn", "torchvision") if m in sys.modules])
-from {NAME} import plots, widgets
+from {NAME}.course import plots, widgets
 print("matplotlib.pyplot" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 from torch.utils.data import TensorDataset
 
-from densenet_from_scratch import load_data, plots
+from densenet_from_scratch import load_data
+from densenet_from_scratch.course import plots
 from densenet_from_scratch.data import Data
 from densenet_from_scratch.train import History
 

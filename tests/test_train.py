@@ -13,9 +13,9 @@ from torch import nn
 from torch.optim import SGD
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
-from densenet_from_scratch import DenseNet, PlainNet, checkpoints, load_data
+from densenet_from_scratch import DenseNet, PlainNet, load_data
 from densenet_from_scratch.data import make_loader
-from densenet_from_scratch.train import SCHEDULES, History, Recipe, evaluate, train
+from densenet_from_scratch.train import SCHEDULES, History, Recipe, checkpoints, evaluate, train
 
 pytestmark = pytest.mark.filterwarnings("error")
 train_module = importlib.import_module("densenet_from_scratch.train")

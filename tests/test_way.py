@@ -107,10 +107,10 @@ def numbers(course: Course) -> Iterator[str]:
             yield f"solutions/{assignment}: there is no chapter {number}"
     documented = set()
     for name, [text, *_] in course.items():
-        if name.startswith("densenet_from_scratch/checks/"):
+        if name.startswith("densenet_from_scratch/course/checks/"):
             documented |= set(re.findall(r"^\"\"\"Checks of the exercises of chapter (\d+)", text))
     if {int(number) for number in documented} != set(written):
-        yield f"densenet_from_scratch/checks/: for the chapters {sorted(documented)}"
+        yield f"densenet_from_scratch/course/checks/: for the chapters {sorted(documented)}"
 
 
 def course_maps(course: Course) -> Iterator[str]:

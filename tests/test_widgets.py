@@ -6,7 +6,7 @@ import re
 import ipywidgets
 import pytest
 
-from densenet_from_scratch import plots, widgets
+from densenet_from_scratch.course import plots, widgets
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from densenet_from_scratch.checks.common import (
+from densenet_from_scratch.course.checks.common import (
     as_check,
     call_answer,
     random_maps,

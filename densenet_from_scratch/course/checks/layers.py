@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densenet_from_scratch.checks.common import (
+from densenet_from_scratch.course.checks.common import (
     build_answer,
     call_answer,
     random_maps,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from densenet_from_scratch.checks.common import (
+from densenet_from_scratch.course.checks.common import (
     as_check,
     call_answer,
     random_maps,
@@ -19,7 +19,7 @@ from densenet_from_scratch.checks.common import (
     require_values,
     same_values,
 )
-from densenet_from_scratch.checks.dense import _block_parameters, _dense_outputs
+from densenet_from_scratch.course.checks.dense import _block_parameters, _dense_outputs
 from densenet_from_scratch.dense import DenseLayer
 
 _COUNT, _K0, _K = 3, 5, 2  # layers, maps that enter, growth rate

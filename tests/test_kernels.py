@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from densenet_from_scratch import fused, shared
+from densenet_from_scratch.kernels import cpu as fused
 
 compiler = pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
 types = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -131,7 +131,8 @@ def test_what_the_kernels_do_not_know_is_left_to_pytorch(monkeypatch):
 
 SCRIPT = """
 import torch
-from densenet_from_scratch import DenseNet, fused
+from densenet_from_scratch import DenseNet
+from densenet_from_scratch.kernels import cpu as fused
 network = DenseNet(3, (2, 2), num_init_features=4, efficient=True)
 network(torch.randn(8, 3, 48, 48)).sum().backward()
 fused.SMALL = 0
@@ -224,5 +225,5 @@ def test_a_damaged_library_is_not_used(tmp_path):
 
 
 def test_the_source_is_part_of_the_package():
-    assert fused.SOURCE.parent == Path(shared.__file__).parent
+    assert fused.SOURCE.parent == Path(fused.__file__).parent
     assert fused.SOURCE.exists()

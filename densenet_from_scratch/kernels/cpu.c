@@ -1,6 +1,6 @@
 /* The elementwise work of a dense block, each chain of operations in one pass over memory.
 
-   fused.py compiles this file and says what each function is for. Matrices have a pixel in each
+   cpu.py compiles this file and says what each function is for. Matrices have a pixel in each
    row and a channel in each column; a stride is the distance from one row to the next. Each thread
    has rows of its own, and sums are added up in the order of the rows, so results do not depend on
    which thread is first. NaN stays NaN. */

@@ -1,11 +1,11 @@
 """Fused kernels: one pass over memory where separate operations take several (chapter 10).
 
 An operation of PyTorch reads its operands from memory and writes its result back, so a chain of
-five goes through the maps five times, and that, not the arithmetic, is what it costs. fused.c does
-each such chain of :mod:`densenet_from_scratch.shared` in one pass. Where a C compiler is at hand,
-it is compiled for this machine at the first use, in a second, and kept in the user's cache.
-Without one, for other types and on a GPU, PyTorch's operations run: the results are the same up
-to rounding.
+five goes through the maps five times, and that, not the arithmetic, is what it costs. cpu.c does
+each such chain of :mod:`densenet_from_scratch.efficient.shared` in one pass. Where a C compiler is
+at hand, it is compiled for this machine at the first use, in a second, and kept in the user's
+cache. Without one, for other types and on a GPU, PyTorch's operations run: the results are the same
+up to rounding.
 
 The environment variable ``DENSENET_FUSED=0`` switches the kernels off.
 """
@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-SOURCE = Path(__file__).with_name("fused.c")
+SOURCE = Path(__file__).with_name("cpu.c")
 REALS = {torch.float32: "float", torch.float64: "double"}
 OPTIONS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-std=c99")
 SECONDS = 60  # patience with the compiler
@@ -44,7 +44,7 @@ def folder() -> Path:
 
 
 class Kernels:
-    """The functions of fused.c for one type of numbers, as operations on tensors.
+    """The functions of cpu.c for one type of numbers, as operations on tensors.
 
     Matrices are (rows, columns), each row's numbers side by side in memory; what else is not said
     to have another shape is (columns,).
@@ -145,16 +145,16 @@ def kernels(dtype: torch.dtype) -> Kernels | None:
             _compile(compiler, options, library)
         return Kernels(ctypes.CDLL(str(library)))
     except (OSError, ValueError, RuntimeError, subprocess.SubprocessError) as error:
-        logging.getLogger(__name__).info("PyTorch's operations run, not fused.c: %s", error)
+        logging.getLogger(__name__).info("PyTorch's operations run, not cpu.c: %s", error)
         return None
 
 
 def _compile(compiler: list[str], options: tuple[str, ...], library: Path) -> None:
-    """Compile fused.c; the finished library appears at once or not at all."""
+    """Compile cpu.c; the finished library appears at once or not at all."""
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as work:
         # OpenMP is used but not linked: its threads are to be PyTorch's, whose library is loaded.
-        half, whole = Path(work, "fused.o"), Path(work, library.name)
+        half, whole = Path(work, "cpu.o"), Path(work, library.name)
         for step in (
             [*compiler, *options, "-c", str(SOURCE), "-o", str(half)],
             [*compiler, "-shared", str(half), "-o", str(whole)],

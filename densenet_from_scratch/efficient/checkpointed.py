@@ -8,7 +8,7 @@ copy: a memory that grows with the square of the depth. In the order of the chap
 - ``"selective"`` computes everything again but the convolutions (selective activation
   checkpointing);
 - ``"shared"`` normalises each map once, not once for every layer that reads it, and so needs
-  neither the copies nor the repetition: see :mod:`densenet_from_scratch.shared`;
+  neither the copies nor the repetition: see :mod:`densenet_from_scratch.efficient.shared`;
 - ``"shared-recompute"`` also computes the bottlenecks again; it stores one number for each of the
   block's. ``True`` means this one.
 """
@@ -29,21 +29,21 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from densenet_from_scratch.as_built import (
+from densenet_from_scratch.dense import BottleneckLayer, DenseBlock, DenseLayer
+from densenet_from_scratch.efficient.as_built import (
     why_not_alike,
     why_not_as_built,
     why_not_in_types,
     why_not_round,
 )
-from densenet_from_scratch.dense import BottleneckLayer, DenseBlock, DenseLayer
-from densenet_from_scratch.internals import is_watched
-from densenet_from_scratch.shared import (
+from densenet_from_scratch.efficient.shared import (
     ActivateAndPool,
     SharedNormalisation,
     memory_format,
     parameters_of,
     update_statistics,
 )
+from densenet_from_scratch.internals import is_watched
 
 
 class _Again(nn.Module, AbstractContextManager):

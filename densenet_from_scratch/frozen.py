@@ -23,10 +23,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from densenet_from_scratch.arguments import check_images
-from densenet_from_scratch.as_built import why_not_as_built, why_not_round
 from densenet_from_scratch.dense import BottleneckLayer
+from densenet_from_scratch.efficient.as_built import why_not_as_built, why_not_round
+from densenet_from_scratch.efficient.shared import (
+    PIECE,
+    Scratch,
+    activate,
+    as_maps,
+    as_matrix,
+    in_pieces,
+)
 from densenet_from_scratch.internals import is_watched
-from densenet_from_scratch.shared import PIECE, Scratch, activate, as_maps, as_matrix, in_pieces
 from densenet_from_scratch.stem import ImageNetStem
 
 NO_SCRIPT = "torch.jit.script cannot read this network: use torch.jit.trace or torch.export"

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from densenet_from_scratch.checks.common import (
+from densenet_from_scratch.course.checks.common import (
     as_check,
     build_answer,
     call_answer,
@@ -15,7 +15,7 @@ from densenet_from_scratch.checks.common import (
     require_numbers,
     require_values,
 )
-from densenet_from_scratch.checks.layers import (
+from densenet_from_scratch.course.checks.layers import (
     LayerSpec,
     layer_gradient,
     layer_list,

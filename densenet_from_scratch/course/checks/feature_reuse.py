@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densenet_from_scratch.checks.bottleneck import mix_or_convolve_by_hand
-from densenet_from_scratch.checks.common import (
+from densenet_from_scratch.course.checks.bottleneck import mix_or_convolve_by_hand
+from densenet_from_scratch.course.checks.common import (
     as_check,
     call_answer,
     random_maps,

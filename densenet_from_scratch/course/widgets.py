@@ -11,7 +11,7 @@ from typing import Any
 import ipywidgets
 from matplotlib.figure import Figure
 
-from densenet_from_scratch.plots import to_png
+from densenet_from_scratch.course.plots import to_png
 
 
 def explore(

@@ -151,3 +151,7 @@ def _run(options: argparse.Namespace) -> None:
         )
     if history.interrupted:
         raise SystemExit(INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

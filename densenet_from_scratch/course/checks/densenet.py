@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from densenet_from_scratch.checks.common import (
+from densenet_from_scratch.course.checks.common import (
     as_check,
     build_answer,
     call_answer,
@@ -18,8 +18,8 @@ from densenet_from_scratch.checks.common import (
     require_shape,
     require_values,
 )
-from densenet_from_scratch.checks.layers import convolve_by_hand, normalise_by_hand
-from densenet_from_scratch.checks.transition import transition_by_hand
+from densenet_from_scratch.course.checks.layers import convolve_by_hand, normalise_by_hand
+from densenet_from_scratch.course.checks.transition import transition_by_hand
 from densenet_from_scratch.dense import BottleneckLayer, DenseBlock, DenseLayer
 from densenet_from_scratch.measure import count_parameters
 from densenet_from_scratch.transition import Transition

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from densenet_from_scratch.checks.common import (
+from densenet_from_scratch.course.checks.common import (
     as_check,
     build_answer,
     call_answer,
@@ -20,7 +20,7 @@ from densenet_from_scratch.checks.common import (
     require_values,
     same_values,
 )
-from densenet_from_scratch.checks.layers import (
+from densenet_from_scratch.course.checks.layers import (
     convolve_by_hand,
     normalise_by_hand,
     require_gradients,

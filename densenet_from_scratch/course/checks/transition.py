@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from densenet_from_scratch.checks.bottleneck import mix_by_hand
-from densenet_from_scratch.checks.common import (
+from densenet_from_scratch.course.checks.bottleneck import mix_by_hand
+from densenet_from_scratch.course.checks.common import (
     as_check,
     build_answer,
     call_answer,
@@ -23,7 +23,7 @@ from densenet_from_scratch.checks.common import (
     same_number,
     same_values,
 )
-from densenet_from_scratch.checks.layers import normalise_by_hand, require_gradients
+from densenet_from_scratch.course.checks.layers import normalise_by_hand, require_gradients
 from densenet_from_scratch.dense import BottleneckLayer, DenseBlock
 from densenet_from_scratch.measure import count_parameters
 from densenet_from_scratch.transition import Transition

@@ -23,19 +23,19 @@ from densenet_from_scratch.arguments import (
     check_fraction,
     check_number,
 )
-from densenet_from_scratch.checkpoints import (
-    History,
-    check_run_dir,
-    read_checkpoint,
-    save_run,
-    signature,
-)
 from densenet_from_scratch.data import (
     as_path,
     check_dataset,
     check_seed,
     labels_without_reading,
     make_loader,
+)
+from densenet_from_scratch.train.checkpoints import (
+    History,
+    check_run_dir,
+    read_checkpoint,
+    save_run,
+    signature,
 )
 
 SCHEDULES = ("one-cycle", "step", "constant")
@@ -371,9 +371,3 @@ def _make_scheduler(optimizer: SGD, recipe: Recipe, steps_per_epoch: int) -> LRS
         milestones = [math.ceil(recipe.epochs * share) for share in (0.5, 0.75)]
         return MultiStepLR(optimizer, milestones)
     return LambdaLR(optimizer, lambda step: 1.0)
-
-
-if __name__ == "__main__":
-    from densenet_from_scratch.command_line import main  # it imports this module
-
-    main()

@@ -10,7 +10,7 @@ A new check is a function that takes the answer, raises through ``common.require
 it found to be right; the decorator ``common.as_check`` does the rest.
 """
 
-from densenet_from_scratch.checks.bottleneck import (
+from densenet_from_scratch.course.checks.bottleneck import (
     bottleneck_layer_gradient,
     bottleneck_layer_parts,
     bottleneck_layer_shape,
@@ -20,8 +20,8 @@ from densenet_from_scratch.checks.bottleneck import (
     merged_kernel,
     mixtures,
 )
-from densenet_from_scratch.checks.common import same_number, same_result, same_values
-from densenet_from_scratch.checks.cost import (
+from densenet_from_scratch.course.checks.common import same_number, same_result, same_values
+from densenet_from_scratch.course.checks.cost import (
     dense_counts,
     folded_side_effects,
     folded_values,
@@ -34,7 +34,7 @@ from densenet_from_scratch.checks.cost import (
     one_shot_values,
     osa_counts,
 )
-from densenet_from_scratch.checks.dense import (
+from densenet_from_scratch.course.checks.dense import (
     block_parameters,
     connections,
     dense_block_gradient,
@@ -48,7 +48,7 @@ from densenet_from_scratch.checks.dense import (
     dense_layer_values,
     input_channels,
 )
-from densenet_from_scratch.checks.densenet import (
+from densenet_from_scratch.course.checks.densenet import (
     densenet_parameters,
     densenet_parts,
     densenet_shape,
@@ -57,7 +57,7 @@ from densenet_from_scratch.checks.densenet import (
     key_names,
     layers_per_block,
 )
-from densenet_from_scratch.checks.feature_reuse import (
+from densenet_from_scratch.course.checks.feature_reuse import (
     block_matrix,
     contributions_side_effects,
     contributions_values,
@@ -69,7 +69,7 @@ from densenet_from_scratch.checks.feature_reuse import (
     strength_gamma,
     strength_values,
 )
-from densenet_from_scratch.checks.growth_rate import (
+from densenet_from_scratch.course.checks.growth_rate import (
     largest_depth,
     largest_growth_rate,
     maker_of,
@@ -77,7 +77,7 @@ from densenet_from_scratch.checks.growth_rate import (
     shared_state_shape,
     shared_state_values,
 )
-from densenet_from_scratch.checks.memory import (
+from densenet_from_scratch.course.checks.memory import (
     activated_gradients_values,
     checkpointed_layer_gradient,
     checkpointed_layer_macs,
@@ -92,7 +92,7 @@ from densenet_from_scratch.checks.memory import (
     repeated_gradient,
     stored_maps,
 )
-from densenet_from_scratch.checks.plain import (
+from densenet_from_scratch.course.checks.plain import (
     plain_layer_gradient,
     plain_layer_parts,
     plain_layer_shape,
@@ -103,7 +103,7 @@ from densenet_from_scratch.checks.plain import (
     plain_stack_values,
     receptive_field,
 )
-from densenet_from_scratch.checks.residual import (
+from densenet_from_scratch.course.checks.residual import (
     branches,
     residual_layer_gradient,
     residual_layer_parts,
@@ -115,7 +115,7 @@ from densenet_from_scratch.checks.residual import (
     shortcut_shape,
     shortcut_values,
 )
-from densenet_from_scratch.checks.training import (
+from densenet_from_scratch.course.checks.training import (
     evaluate_side_effects,
     evaluate_values,
     learning_rate,
@@ -125,7 +125,7 @@ from densenet_from_scratch.checks.training import (
     training_weights,
     verdict,
 )
-from densenet_from_scratch.checks.transition import (
+from densenet_from_scratch.course.checks.transition import (
     block_widths,
     body_compression,
     body_values,

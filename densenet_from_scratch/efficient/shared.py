@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from densenet_from_scratch.dense import BottleneckLayer, DenseLayer
-from densenet_from_scratch.fused import kernels_for
 from densenet_from_scratch.internals import has_memory
+from densenet_from_scratch.kernels.cpu import kernels_for
 
 PIECE = 1 << 18  # numbers that a thread works on at a time on a CPU: 1 MiB in float32
 

@@ -12,8 +12,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import CheckpointError
 from torch.utils.flop_counter import FlopCounterMode
 
-from densenet_from_scratch.checks.bottleneck import mix_by_hand
-from densenet_from_scratch.checks.common import (
+from densenet_from_scratch.course.checks.bottleneck import mix_by_hand
+from densenet_from_scratch.course.checks.common import (
     as_check,
     build_answer,
     call_answer,
@@ -26,7 +26,7 @@ from densenet_from_scratch.checks.common import (
     require_values,
     same_values,
 )
-from densenet_from_scratch.checks.layers import (
+from densenet_from_scratch.course.checks.layers import (
     convolve_by_hand,
     normalise_by_hand,
     require_gradients,

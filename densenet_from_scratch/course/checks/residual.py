@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densenet_from_scratch.checks.common import (
+from densenet_from_scratch.course.checks.common import (
     as_check,
     build_answer,
     call_answer,
@@ -20,7 +20,7 @@ from densenet_from_scratch.checks.common import (
     require_values,
     same_values,
 )
-from densenet_from_scratch.checks.layers import (
+from densenet_from_scratch.course.checks.layers import (
     branch_by_hand,
     layer_gradient,
     layer_list,
@@ -29,7 +29,7 @@ from densenet_from_scratch.checks.layers import (
     layer_side_effects,
     layer_values,
 )
-from densenet_from_scratch.checks.plain import (
+from densenet_from_scratch.course.checks.plain import (
     _PLAIN,
     _STACK,
 )

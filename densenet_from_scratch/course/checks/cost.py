@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densenet_from_scratch.checks.bottleneck import mix_by_hand, mix_or_convolve_by_hand
-from densenet_from_scratch.checks.common import (
+from densenet_from_scratch.course.checks.bottleneck import mix_by_hand, mix_or_convolve_by_hand
+from densenet_from_scratch.course.checks.common import (
     as_check,
     build_answer,
     call_answer,
@@ -24,7 +24,7 @@ from densenet_from_scratch.checks.common import (
     require_values,
     same_values,
 )
-from densenet_from_scratch.checks.layers import (
+from densenet_from_scratch.course.checks.layers import (
     layer_list,
     normalise_by_hand,
     require_gradients,

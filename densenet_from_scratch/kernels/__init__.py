@@ -1,0 +1,1 @@
+"""The elementwise work of a dense block, in one pass over memory (chapter 10)."""
