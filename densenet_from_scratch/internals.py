@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.nn.modules import module as global_hooks
 from torch.utils import _python_dispatch as dispatch
 
-METHODS = ("__call__", "forward", "_conv_forward", "through_conv1", "after_conv1")
+METHODS = ("__call__", "forward", "_conv_forward", "through_conv1", "after_conv1", "after_pooling")
 """What the parts of a dense network compute with, where they have it."""
 FUNCTIONS = {
     (where, name): getattr(where, name)

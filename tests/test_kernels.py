@@ -77,7 +77,7 @@ def test_moments(dtype, shape):
 @types
 @shapes
 @pytest.mark.parametrize("with_total", [True, False])
-def test_mask_and_sum(dtype, shape, with_total):
+def test_activate_backward(dtype, shape, with_total):
     gradient, x, total = (matrix(*shape, dtype=dtype) for _ in range(3))
     a, weight = x.relu(), torch.randn(shape[1], dtype=dtype)
     sums = torch.randn(2, shape[1], dtype=dtype)
@@ -85,7 +85,7 @@ def test_mask_and_sum(dtype, shape, with_total):
     expected = sums + torch.stack(((g * x).sum(0), g.sum(0)))
     expected_total = total + weight * g if with_total else g
     added = (weight, total) if with_total else ()
-    fused.kernels_for(gradient, a, x).mask_and_sum(gradient, a, x, sums, *added)
+    fused.kernels_for(gradient, a, x).activate_backward(gradient, a, x, sums, *added)
     same(sums, expected)
     same(total if with_total else gradient, expected_total)
 
@@ -98,7 +98,7 @@ def test_nan_stays_nan_as_in_pytorch():
     a = kernels.affine(x, ones, zeros, torch.empty_like(x), relu=True)
     same_nan(a, x.relu(), equal_nan=True)
     gradient, sums = torch.ones(1, 3), torch.zeros(2, 3)
-    kernels.mask_and_sum(gradient, a, x, sums)
+    kernels.activate_backward(gradient, a, x, sums)
     same_nan(gradient, torch.tensor([[1.0, 0.0, 1.0]]))
     assert sums[0, 0].isnan() and kernels.moments(x)[:, 0].isnan().all()
 
@@ -112,7 +112,7 @@ def test_sums_are_the_same_each_time_on_any_number_of_threads(threads):
         torch.set_num_threads(threads)
         for _ in range(5):
             sums = torch.zeros(2, 40)
-            fused.kernels_for(x).mask_and_sum(gradient.clone(), x.relu(), x, sums)
+            fused.kernels_for(x).activate_backward(gradient.clone(), x.relu(), x, sums)
             found.append(sums)
     finally:
         torch.set_num_threads(before)
