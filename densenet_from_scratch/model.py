@@ -254,8 +254,8 @@ class DenseNet(nn.Module):
                 return reason
             if reason := why_not_alike(block.layers, width, f"{name}.layers"):
                 return reason
-            made = [len(parameters_of(layer)[-1]) for layer in block.layers]
-            width = len(block.layers[0].norm1.weight) + sum(made)
+            new_maps = [len(parameters_of(layer)[-1]) for layer in block.layers]
+            width = len(block.layers[0].norm1.weight) + sum(new_maps)
             reader: Any = self
             if number < len(transitions):
                 reader = transitions[number]

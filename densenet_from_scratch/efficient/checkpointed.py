@@ -62,13 +62,13 @@ class _Again(nn.Module, AbstractContextManager):
 
     def __enter__(self) -> None:
         """Go back to the settings of the first time."""
-        self.before = [(part, _settings(part)) for part, _ in self.settings]
+        self.present = [(part, _settings(part)) for part, _ in self.settings]
         self.copies = {name: buffer.clone() for name, buffer in self.moving.items()}
         self._set(self.settings, again=True)
 
     def __exit__(self, *_: object) -> None:
         """Return to the present."""
-        self._set(self.before, again=False)
+        self._set(self.present, again=False)
 
     def _set(self, settings: list[tuple[nn.Module, dict[str, Any]]], again: bool) -> None:
         self.again = again

@@ -283,8 +283,8 @@ def _apply(
     images, labels = batch
     logits = model(images.to(device))
     if not isinstance(logits, Tensor) or logits.dim() != 2:
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"model must return logits of shape (N, classes), got {found}")
+        given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"model must return logits of shape (N, classes), got {given}")
     _check_labels(name, labels, logits.shape[1])
     return logits, labels.to(device, torch.int64)
 
@@ -294,12 +294,12 @@ def _check_labels(name: str, labels: Tensor, classes: int) -> None:
         wrong = labels[(labels < 0) | (labels >= classes)]
         if len(wrong) == 0:
             return
-        found = str(int(wrong[0]))
+        given = str(int(wrong[0]))
     else:
-        found = f"a batch of them of shape {tuple(labels.shape)} and type {labels.dtype}"
+        given = f"a batch of them of shape {tuple(labels.shape)} and type {labels.dtype}"
     raise ValueError(
         f"{name} must label each image with one integer from 0 to {classes - 1}, as the model has "
-        f"{classes} classes, got {found}"
+        f"{classes} classes, got {given}"
     )
 
 
