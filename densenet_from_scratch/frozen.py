@@ -73,9 +73,9 @@ class FrozenLayer(nn.Module):
         super().__init__()
         assert isinstance(layer, DenseLayer | BottleneckLayer)
         self.scale, self.shift = map(constant, fold(layer.norm1))
+        self.weight = constant(layer.conv1.weight)  # of the 3×3 convolution
+        self.weight1: nn.Parameter | None = None  # of a bottleneck's 1×1 convolution and norm2
         self.bias: nn.Parameter | None = None
-        self.weight = constant(layer.conv1.weight)
-        self.weight1: nn.Parameter | None = None
         if isinstance(layer, BottleneckLayer):
             scale, shift = fold(layer.norm2)
             self.weight1 = constant(layer.conv1.weight * scale[:, None, None, None])
