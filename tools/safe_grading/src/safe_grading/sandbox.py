@@ -5,10 +5,9 @@ Python, the packages and the submission's own files, but neither the course, nor
 another student, and it has no network. Started by root it is another user as well. Elsewhere it
 runs as the user who grades, under resource limits only; ``unavailable`` says why.
 
-Not by bubblewrap, which needs the same namespaces and would do the mounting only. Started by root it
-maps root to the sandbox's user, for whom Linux does not count processes; it limits the size of each
-file system by itself, of its own root not at all; users, resource limits and the copy of the files
-would be left to the commands used here.
+Why not bubblewrap: it asks for the same namespaces, and would do no more than the mounting. The
+user it sets (``--uid``) is still root outside, whose processes Linux does not count; it limits the
+size of each file system but its own root; and limits, users and the copy of files would remain.
 """
 
 import functools
