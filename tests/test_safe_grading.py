@@ -166,7 +166,7 @@ def test_a_test_that_had_become_text_with_a_picture_is_code_again(restore):
 
 def test_of_copies_the_last_answered_one_counts_and_the_others_have_no_role(restore):
     notebook = released()
-    for source in ("double = None", "def double(n): ..."):
+    for source in ("def double(n): ...", "double = None"):
         copy = nbformat.from_dict(notebook.cells[2])
         copy.source = source
         notebook.cells.insert(3, copy)
