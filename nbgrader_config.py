@@ -8,22 +8,8 @@ which git ignores.
 """
 
 import os
-import sys
 import sysconfig
 from pathlib import Path
-
-from nbconvert.preprocessors import ClearMetadataPreprocessor, CSSHTMLHeaderPreprocessor
-from nbgrader.preprocessors import (
-    AssignLatePenalties,
-    CheckCellMetadata,
-    ClearOutput,
-    DeduplicateIds,
-    GetGrades,
-    LimitOutput,
-    OverwriteCells,
-    OverwriteKernelspec,
-    SaveAutoGrades,
-)
 
 c = get_config()  # noqa: F821  nbgrader provides it
 
@@ -52,36 +38,44 @@ os.environ["PATH"] = sysconfig.get_path("scripts") + os.pathsep + os.environ["PA
 
 c.ExecutePreprocessor.timeout = 60  # seconds for one cell, when students press Validate
 
-# Grading runs what strangers wrote. These steps stand in for nbgrader's own where its own would
-# trust them; tools/grade.py drives them, and the Formgrader uses them too.
-sys.path.insert(0, str(Path(__file__).resolve().parent / "tools"))
-from safe_grading import preprocessors as safe  # noqa: E402
-
+# Grading runs what strangers wrote. Steps of tools/safe_grading stand in for nbgrader's own where
+# its own would trust them; tools/grade.py drives them, and the Formgrader uses them too.
 c.SafeExecute.cell_timeout = 60  # seconds for one cell; an endless loop is cut there
 c.SafeExecute.total_timeout = 300  # seconds for a submission
 c.SafeExecute.memory = 4096  # MiB
 c.SafeExecute.processes = 128  # and threads
 c.SafeExecute.characters = 100_000  # of output that are kept for one cell
 
-c.Autograde.pre_convert_hook = safe.clear_scores(c.CourseDirectory.db_url)
+
+def clear_scores(assignment, student, notebooks):
+    """Start from zero, so that no earlier score stands if this run comes to nothing."""
+    from safe_grading import scores  # not needed to write or release an assignment
+
+    scores.clear(c.CourseDirectory.db_url, notebooks)
+
+
+c.Autograde.pre_convert_hook = clear_scores
 c.Autograde.sanitize_preprocessors = [
-    safe.RestoreCells,
-    ClearOutput,
-    DeduplicateIds,
-    OverwriteKernelspec,
-    OverwriteCells,
-    CheckCellMetadata,
+    "safe_grading.restore.RestoreCells",
+    "nbgrader.preprocessors.ClearOutput",
+    "nbgrader.preprocessors.OverwriteKernelspec",
+    "nbgrader.preprocessors.OverwriteCells",
+    "nbgrader.preprocessors.CheckCellMetadata",
 ]
 c.Autograde.autograde_preprocessors = [
-    safe.SafeExecute,
-    ClearMetadataPreprocessor,
-    LimitOutput,
-    SaveAutoGrades,
-    safe.FlagForAttention,
-    AssignLatePenalties,
-    CheckCellMetadata,
+    "safe_grading.execute.SafeExecute",
+    "nbconvert.preprocessors.ClearMetadataPreprocessor",
+    "nbgrader.preprocessors.LimitOutput",
+    "nbgrader.preprocessors.SaveAutoGrades",
+    "safe_grading.scores.FlagForAttention",
+    "nbgrader.preprocessors.AssignLatePenalties",
+    "nbgrader.preprocessors.CheckCellMetadata",
 ]
-c.AssignLatePenalties.plugin_class = safe.LatePenalty
+c.AssignLatePenalties.plugin_class = "safe_grading.scores.LatePenalty"
 c.LatePenalty.points_per_day = 0  # points off for each day begun after the due date
 
-c.GenerateFeedback.preprocessors = [GetGrades, safe.HideHiddenTests, CSSHTMLHeaderPreprocessor]
+c.GenerateFeedback.preprocessors = [
+    "nbgrader.preprocessors.GetGrades",
+    "safe_grading.feedback.HideHiddenTests",
+    "nbconvert.preprocessors.CSSHTMLHeaderPreprocessor",
+]

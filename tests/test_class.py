@@ -26,11 +26,10 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from nbgrader.api import Gradebook
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tools"))
+from safe_grading import sandbox
+from safe_grading.kernel import Kernel
 
-from safe_grading import sandbox  # noqa: E402
-from safe_grading.kernel import Kernel  # noqa: E402
+ROOT = Path(__file__).parent.parent
 
 SMALL, REAL = "00-small", "01-plain"
 SECRET = "a-hidden-case"  # in a hidden test of the small assignment
@@ -704,7 +703,7 @@ case(
         plain_parameters="def plain_parameters(*arguments):\n    return 0",
     ),
     (1, 0, 0, 2, 2, None),
-    r"put back before plain-layer-form: .*densenet_from_scratch\.checks\.same_values",
+    r"put back before plain-layer-form: .*densenet_from_scratch\.course\.checks\.same_values",
     assignment=REAL,
 )
 case(

@@ -118,7 +118,6 @@ def course(tmp_path_factory) -> Path:
     """A copy of the course in which everything has been released."""
     course = tmp_path_factory.mktemp("course")
     shutil.copy(ROOT / "nbgrader_config.py", course)
-    shutil.copytree(ROOT / "tools/safe_grading", course / "tools/safe_grading")
     ignore = shutil.ignore_patterns(".ipynb_checkpoints")
     shutil.copytree(ROOT / "solutions", course / "solutions", ignore=ignore)
     nbgrader(course, "generate_assignment", "*")

@@ -19,10 +19,9 @@ import nbformat
 import pytest
 import requests
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tools"))
+from safe_grading import sandbox
 
-from safe_grading import sandbox  # noqa: E402
+ROOT = Path(__file__).parent.parent
 
 NAME, COURSE_ID = "01-plain", "densenet-from-scratch"
 ACCOUNTS = {"lecturer": 12_001, "student": 12_002}

@@ -39,10 +39,16 @@ def test_uv_pip_and_conda_install_the_same_versions():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     [by_pip] = [item["pip"] for item in environment["dependencies"] if isinstance(item, dict)]
     extras = outer_extras()
-    assert by_pip == ["-c constraints.txt", f"-e .[{extras}]", "./tools/landing"]
+    assert by_pip == [
+        "-c constraints.txt",
+        f"-e .[{extras}]",
+        "./tools/landing",
+        "-e ./tools/safe_grading",
+    ]
     assert PROJECT["dependency-groups"]["dev"] == [
         f"densenet-from-scratch[{extras}]",
         "densenet-from-scratch-landing",
+        "densenet-from-scratch-safe-grading",
     ]
 
 

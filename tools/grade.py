@@ -28,10 +28,9 @@ import psutil
 from nbgrader.api import Gradebook, MissingEntry
 from nbgrader.apps import NbGraderApp
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
 from safe_grading import sandbox
-from safe_grading.preprocessors import ATTENTION, first_line, set_to_zero
+from safe_grading.report import ATTENTION, first_line
+from safe_grading.scores import set_to_zero
 
 LARGEST = 100 * 2**20  # bytes of a submitted notebook
 MEMORY = 8 * 2**30  # bytes for nbgrader itself while it grades one submission
@@ -95,17 +94,16 @@ class Grader:
     def students(self) -> list[str]:
         """Return who has handed something in for the assignment."""
         submitted = Path(self.course.format_path(self.course.submitted_directory, ".", "."))
-        found = sorted(path.parent.name for path in submitted.glob(f"*/{self.assignment}"))
-        if self.options.student:
-            found = [student for student in found if student in self.options.student]
-        return found
+        students = sorted(path.parent.name for path in submitted.glob(f"*/{self.assignment}"))
+        wanted = self.options.student or students
+        return [student for student in students if student in wanted]
 
     def folder(self, step: str, student: str) -> Path:
         """Return where a step of nbgrader has a student's files."""
         return Path(self.course.format_path(step, student, self.assignment))
 
     def is_graded(self, student: str) -> bool:
-        """Say whether the submission as it is now has been graded."""
+        """Return whether the submission as it is now has been graded."""
         log = self.log(student)
         if not log.exists():
             return False
@@ -116,7 +114,7 @@ class Grader:
         return newest < log.stat().st_mtime
 
     def refusal(self, student: str) -> str:
-        """Say why a submission cannot be given to nbgrader; nothing if it can."""
+        """Return why a submission cannot be given to nbgrader; nothing if it can."""
         folder = self.folder(self.course.submitted_directory, student)
         if not re.fullmatch(r"[\w.@+ -]+", student):
             return "the folder's name has characters that nbgrader reads as a pattern: rename it"
@@ -131,11 +129,9 @@ class Grader:
         for name in names:
             path = folder / f"{name}.ipynb"
             if not path.is_file():
-                others = [first_line(other.name) for other in folder.glob("*.ipynb")]
-                found = (
-                    f"; found {', '.join(others[:3])}: rename it if it is the one" if others else ""
-                )
-                return f"there is no {name}.ipynb{found}"
+                others = ", ".join([first_line(p.name) for p in folder.glob("*.ipynb")][:3])
+                hint = f"; found {others}: rename it if it is the one" if others else ""
+                return f"there is no {name}.ipynb{hint}"
             if path.stat().st_size > LARGEST:
                 return f"{name}.ipynb is larger than {LARGEST >> 20} MiB"
         return ""
@@ -185,7 +181,7 @@ class Grader:
         return process
 
     def outcome(self, student: str, started: float, why: str) -> Outcome:
-        """Say how it went; if it did not go, no score stands."""
+        """Return how it went; if it did not go, no score stands."""
         text = self.log(student).read_text(errors="replace")
         lines = [line.split(ATTENTION, 1)[1] for line in text.splitlines() if ATTENTION in line]
         if why:

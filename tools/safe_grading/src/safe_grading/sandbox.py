@@ -3,7 +3,11 @@
 On Linux, in namespaces of its own (``unshare``, ``mount`` and ``setpriv`` of util-linux): it sees
 Python, the packages and the submission's own files, but neither the course, nor the gradebook, nor
 another student, and it has no network. Started by root it is another user as well. Elsewhere it
-runs as the user who grades, under resource limits only; ``available`` says why.
+runs as the user who grades, under resource limits only; ``unavailable`` says why.
+
+Why not bubblewrap: it asks for the same namespaces, and would do no more than the mounting. The
+user it sets (``--uid``) is still root outside, whose processes Linux does not count; it limits the
+size of each file system but its own root; and limits, users and the copy of files would remain.
 """
 
 import functools
@@ -15,8 +19,11 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 FOLDER = "/submission"  # the kernel's working directory in the sandbox
 
@@ -53,7 +60,7 @@ class Limits:
     cpu: int = 900
     processes: int = 128
 
-    def prlimit(self, processes: bool = True) -> list[str]:
+    def prlimit(self) -> list[str]:
         """Return the command that starts another one under these limits."""
         limits = {
             "data": self.memory,  # writable memory; the address space says little under PyTorch
@@ -61,10 +68,33 @@ class Limits:
             "cpu": self.cpu,
             "nofile": 1024,
             "core": 0,
+            "nproc": self.processes,
         }
-        if processes:
-            limits["nproc"] = self.processes
         return ["prlimit", *(f"--{name}={value}" for name, value in limits.items()), "--"]
+
+    def setter(self) -> Callable[[], None]:
+        """Return a function that puts the process that calls it under these limits."""
+        import resource  # not on Windows, which must still be able to import this
+
+        # The limit of processes counts all that the user has, so leave those that run now.
+        mine = [p for p in psutil.process_iter(["uids", "num_threads"]) if _is_mine(p)]
+        limits = {
+            resource.RLIMIT_DATA: self.memory,
+            resource.RLIMIT_FSIZE: self.disk,
+            resource.RLIMIT_CPU: self.cpu,
+            resource.RLIMIT_NPROC: self.processes + sum(p.info["num_threads"] or 1 for p in mine),
+            resource.RLIMIT_CORE: 0,
+        }
+
+        def set_limits() -> None:
+            for name, value in limits.items():
+                resource.setrlimit(name, (value, value))
+
+        return set_limits
+
+
+def _is_mine(process: psutil.Process) -> bool:
+    return bool(process.info["uids"]) and process.info["uids"].real == os.getuid()
 
 
 def python_folders() -> list[Path]:
@@ -75,9 +105,10 @@ def python_folders() -> list[Path]:
         program = Path(os.path.normpath(program.parent / os.readlink(program)))
         folders.append(program.parent.parent)
     folders += [Path(path) for path in sysconfig.get_paths().values()]
-    package = importlib.util.find_spec("densenet_from_scratch")
-    if package is not None and package.submodule_search_locations:
-        folders += map(Path, package.submodule_search_locations)
+    for name in ("densenet_from_scratch", "safe_grading"):  # installed from folders of their own
+        package = importlib.util.find_spec(name)
+        if package is not None and package.submodule_search_locations:
+            folders += map(Path, package.submodule_search_locations)
     return folders
 
 
@@ -88,11 +119,11 @@ def _visible() -> list[Path]:
     system += ["/etc/" + name for name in ("localtime", "nsswitch.conf", "passwd", "timezone")]
     system += [f"/{name}" for name in ("bin", "lib", "lib32", "lib64", "sbin")]
     paths = sorted({path for path in [*map(Path, system), *python_folders()] if path.exists()})
-    kept: list[Path] = []
+    outermost: list[Path] = []
     for path in paths:
-        if str(path) == "/" or not any(path.is_relative_to(other) for other in kept):
-            kept.append(path)
-    return [path for path in kept if str(path) != "/"]
+        if str(path) != "/" and not any(path.is_relative_to(other) for other in outermost):
+            outermost.append(path)
+    return outermost
 
 
 def _mounts() -> str:
@@ -138,7 +169,7 @@ def unprivileged_user() -> int | None:
 
 @functools.cache
 def unavailable() -> str:
-    """Say why there is no sandbox here, in one line; nothing if there is one."""
+    """Return why there is no sandbox here, in one line; nothing if there is one."""
     if sys.platform != "linux":
         return f"a sandbox needs Linux, and this is {sys.platform}"
     for tool in ("unshare", "mount", "pivot_root", "setpriv", "prlimit"):

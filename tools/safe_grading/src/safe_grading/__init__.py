@@ -1,0 +1,19 @@
+"""Grading a class on top of nbgrader: what nbgrader_config.py plugs in, and tools/grade.py drives.
+
+The steps of nbgrader's pipeline, in their order:
+
+restore.py   gives a submission the cells of the release again, whatever has become of them
+execute.py   runs it, and says under which limits
+scores.py    starts from zero, and leaves to a person what could not be trusted; late work
+feedback.py  keeps hidden tests out of the pages that students get
+
+What they stand on:
+
+sandbox.py   where a submission's kernel runs: without network, without the course's files
+kernel.py    runs cells there, within limits, and survives whatever they do
+guard.py     runs inside the kernel: puts back what a submission replaced
+submission.py  runs the cells one by one, and goes on when the kernel dies
+trust.py     asks the guard around each test, and decides whether its score counts
+reading.py   what can be read from code without running it
+report.py    the lines for the lecturer
+"""
