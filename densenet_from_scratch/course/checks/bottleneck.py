@@ -1,29 +1,29 @@
 """Checks of the exercises of chapter 5."""
 
 from collections.abc import Callable
-from itertools import product
+from functools import partial
 from types import FunctionType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from densenet_from_scratch.course.checks.common import (
+from densenet_from_scratch.course.checks.by_hand import mix_by_hand as mix_by_hand
+from densenet_from_scratch.course.checks.by_hand import mix_or_convolve_by_hand, normalise_by_hand
+from densenet_from_scratch.course.checks.core import (
     as_check,
     build_answer,
     call_answer,
     random_maps,
     require,
+    require_gradients,
+    require_none,
     require_numbers,
     require_own,
+    require_part,
     require_shape,
+    require_unchanged,
     require_values,
     same_values,
-)
-from densenet_from_scratch.course.checks.layers import (
-    convolve_by_hand,
-    normalise_by_hand,
-    require_gradients,
 )
 from densenet_from_scratch.measure import count_parameters
 
@@ -32,24 +32,10 @@ _ARGUMENTS = (_READS, _K, _B)
 _WIDTH = _B * _K
 
 
-def mix_by_hand(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """A 1×1 convolution: one matrix at every pixel."""
-    return torch.einsum("om,nmhw->nohw", conv.weight[:, :, 0, 0], x)
-
-
-def mix_or_convolve_by_hand(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """A 1×1 convolution, or a 3×3 one with padding 1."""
-    return mix_by_hand(conv, x) if conv.kernel_size == (1, 1) else convolve_by_hand(conv, x)
-
-
 def _norm(layer: nn.Module, part: str, maps: int, where: str) -> nn.BatchNorm2d:
-    name, norm = type(layer).__name__, getattr(layer, part, None)
-    require(
-        type(norm) is nn.BatchNorm2d,
-        f"{name} has no BatchNorm2d called self.{part}.\nLook at the names in the question: each "
-        "convolution has a normalisation of its own before it.",
-    )
-    assert isinstance(norm, nn.BatchNorm2d)
+    hint = "each convolution has a normalisation of its own before it."
+    hint = f"Look at the names in the question: {hint}"
+    name, norm = type(layer).__name__, require_part(layer, part, nn.BatchNorm2d, hint)
     require(
         norm.num_features == maps,
         f"{name}: self.{part} is made for {norm.num_features} maps.\nIt has one scale and one "
@@ -64,13 +50,7 @@ def _norm(layer: nn.Module, part: str, maps: int, where: str) -> nn.BatchNorm2d:
 
 
 def _conv(layer: nn.Module, part: str, kernel: int) -> nn.Conv2d:
-    name, conv = type(layer).__name__, getattr(layer, part, None)
-    require(
-        type(conv) is nn.Conv2d,
-        f"{name} has no Conv2d called self.{part}.\nLook at the names in the question: the checks "
-        "and later code read them.",
-    )
-    assert isinstance(conv, nn.Conv2d)
+    name, conv = type(layer).__name__, require_part(layer, part, nn.Conv2d)
     require(
         conv.kernel_size == (kernel, kernel),
         f"{name}: the kernel of self.{part} is {conv.kernel_size}.\nThe cheap kernel reads the "
@@ -123,51 +103,37 @@ def _parts(layer: nn.Module) -> Parts:
     return norm1, conv1, norm2, conv2
 
 
-Step = Callable[[nn.BatchNorm2d, Callable[[Tensor], Tensor], Tensor], Tensor]
+Step = Callable[[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], Tensor], Tensor]
 
-# What may stand around a convolution, and what to say about it; the first is right.
-_STEPS: list[tuple[Step, str]] = [
-    (lambda norm, conv, x: conv(normalise_by_hand(norm, x).clamp(min=0)), ""),
-    (
-        lambda norm, conv, x: conv(normalise_by_hand(norm, x.clamp(min=0))),
-        "the ReLU before self.{} comes before its batch normalisation, which then puts negative "
-        "values back.\nCompare the order in forward with the name BN-ReLU-conv.",
-    ),
-    (
-        lambda norm, conv, x: conv(normalise_by_hand(norm, x)),
-        "there is no ReLU between self.{}'s normalisation and it.\nWithout it the two convolutions "
-        "are nearly one linear map: look at what each of them reads.",
-    ),
-    (
-        lambda norm, conv, x: conv(x.clamp(min=0)),
-        "the batch normalisation before self.{} is not used.\nLook at what the ReLU reads.",
-    ),
-    (
-        lambda norm, conv, x: conv(x),
-        "self.{} reads raw maps: neither normalisation nor ReLU stands before it.\nEach of the two "
-        "convolutions has its own BN and ReLU.",
-    ),
-    (
-        lambda norm, conv, x: conv(normalise_by_hand(norm, x.clamp(min=0)).clamp(min=0)),
-        "before self.{} a ReLU stands on both sides of the batch normalisation.\nCompare forward "
-        "with the name BN-ReLU-conv.",
-    ),
-    (
-        lambda norm, conv, x: conv(normalise_by_hand(norm, x)).clamp(min=0),
-        "the ReLU comes after self.{}.\nCompare the order in forward with the name BN-ReLU-conv.",
-    ),
-    (
-        lambda norm, conv, x: conv(normalise_by_hand(norm, x).clamp(min=0)).clamp(min=0),
-        "a second ReLU follows self.{}.\nThe next reader cuts off after its own normalisation: "
-        "compare forward with the name BN-ReLU-conv.",
-    ),
-]
+# What may stand around a convolution, by what to say about it; the first is right.
+_STEPS: dict[str, Step] = {
+    "": lambda norm, conv, x: conv(norm(x).clamp(min=0)),
+    "the ReLU before self.{} comes before its batch normalisation, which then puts negative "
+    "values back.\nCompare the order in forward with the name "
+    "BN-ReLU-conv.": lambda norm, conv, x: conv(norm(x.clamp(min=0))),
+    "there is no ReLU between self.{}'s normalisation and it.\nWithout it the two convolutions "
+    "are nearly one linear map: look at what "
+    "each of them reads.": lambda norm, conv, x: conv(norm(x)),
+    "the batch normalisation before self.{} is not used.\n"
+    "Look at what the ReLU reads.": lambda norm, conv, x: conv(x.clamp(min=0)),
+    "self.{} reads raw maps: neither normalisation nor ReLU stands before it.\nEach of the two "
+    "convolutions has its own BN and ReLU.": lambda norm, conv, x: conv(x),
+    "before self.{} a ReLU stands on both sides of the batch normalisation.\nCompare forward with "
+    "the name BN-ReLU-conv.": lambda norm, conv, x: conv(norm(x.clamp(min=0)).clamp(min=0)),
+    "the ReLU comes after self.{}.\nCompare the order in forward with "
+    "the name BN-ReLU-conv.": lambda norm, conv, x: conv(norm(x)).clamp(min=0),
+    "a second ReLU follows self.{}.\nThe next reader cuts off after its own normalisation: compare "
+    "forward with the name "
+    "BN-ReLU-conv.": lambda norm, conv, x: conv(norm(x).clamp(min=0)).clamp(min=0),
+}
 
 
-def _through(parts: Parts, x: Tensor, first: int = 0, second: int = 0) -> Tensor:
+def _through(parts: Parts, x: Tensor, first: str = "", second: str = "") -> Tensor:
     norm1, conv1, norm2, conv2 = parts
-    y = _STEPS[first][0](norm1, lambda maps: mix_by_hand(conv1, maps), x)
-    return _STEPS[second][0](norm2, lambda maps: convolve_by_hand(conv2, maps), y)
+    for norm, conv, step in ((norm1, conv1, first), (norm2, conv2, second)):
+        hands = partial(normalise_by_hand, norm), partial(mix_or_convolve_by_hand, conv)
+        x = _STEPS[step](*hands, x)
+    return x
 
 
 @as_check
@@ -198,16 +164,13 @@ def bottleneck_layer_shape(answer: Any) -> str:
         (2, _K, 5, 7),
         f"The output of {name}{_ARGUMENTS}",
         {
-            (2, _READS + _K, 5, 7): "There are more maps, as if the input were concatenated to the "
-            "output: joining is the block's task.",
-            (2, _WIDTH, 5, 7): "These are the maps of the middle: look at what forward returns.",
+            "There are more maps, as if the input were concatenated to the output: joining is the "
+            "block's task.": (2, _READS + _K, 5, 7),
+            "These are the maps of the middle: look at what forward returns.": (2, _WIDTH, 5, 7),
         },
     )
-    require(
-        same_values(x, before),
-        f"{name} changes the tensor that it was given.\nSomebody else may still read it: look "
-        "for inplace=True, +=, and methods that end in an underscore.",
-    )
+    hint = "look for inplace=True, +=, and methods that end in an underscore."
+    require_unchanged(x, before, name, f"Somebody else may still read it: {hint}")
     return f"{name} makes k maps of the input's height and width"
 
 
@@ -216,25 +179,25 @@ def bottleneck_layer_values(answer: Any) -> str:
     """The bottleneck layer is BN-ReLU-conv1×1-BN-ReLU-conv3×3, in training and in evaluation."""
     layer = build_answer(answer, *_ARGUMENTS)
     name, parts = type(layer).__name__, _parts(layer)
-    kinds = range(len(_STEPS))
-    # One mistake explains a result better than two.
-    pairs = sorted(product(kinds, kinds), key=lambda pair: sum(kind > 0 for kind in pair))
+    wrong = [step for step in _STEPS if step]
     for training in (True, False):
         layer.train(training)
         x = random_maps(3, _READS, 4, 5)
-        mistakes = [
-            (
-                _through(parts, x, first, second),
-                # The message is about the first convolution that is wrong.
-                _STEPS[first or second][1].format("conv1" if first else "conv2"),
-            )
-            for first, second in pairs
-        ]
+        y, right = call_answer(name, layer, x), _through(parts, x)
+        what = f"{name} in {'training' if training else 'evaluation'} mode"
+        # One mistake explains a result better than two; of two, the message is about the first.
+        one = {step.format("conv2"): _through(parts, x, second=step) for step in wrong}
+        one |= {step.format("conv1"): _through(parts, x, first=step) for step in wrong}
+        two = {
+            step.format("conv1"): [_through(parts, x, step, second) for second in wrong]
+            for step in wrong
+        }
+        require_none(one, lambda w: same_values(y, w) and not same_values(w, right), what)  # noqa: B023
         require_values(
-            call_answer(name, layer, x),
-            _through(parts, x),
-            f"{name} in {'training' if training else 'evaluation'} mode",
-            mistakes,
+            y,
+            right,
+            what,
+            two,
             "the values are wrong.\nWrite its name in full, BN-ReLU-conv1×1-BN-ReLU-conv3×3, and "
             "compare it with forward, part by part.",
         )
@@ -257,185 +220,131 @@ def _parameters(m: int, k: int, b: int) -> int:
 @as_check
 def bottleneck_parameters(answer: Any) -> str:
     """The formula gives the number of parameters of a bottleneck layer."""
-    right = _parameters
+    right: Callable[..., Any] = _parameters
     name = require_numbers(
         answer,
         right,
         [(204, 12, 4), (24, 12, 4), (5, 3, 2), (64, 32, 1)],
-        [
-            (
-                lambda m, k, b: right(m, k, b) - 2 * b * k,
-                "the normalisation in the middle is not counted.\nGo through the four parts.",
+        {
+            "the normalisation in the middle is not counted.\n"
+            "Go through the four parts.": lambda m, k, b: right(m, k, b) - 2 * b * k,
+            "only the convolutions are counted.\nGo through the four parts.": lambda m, k, b: (
+                right(m, k, b) - 2 * m - 2 * b * k
             ),
-            (
-                lambda m, k, b: right(m, k, b) - 2 * m - 2 * b * k,
-                "only the convolutions are counted.\nGo through the four parts.",
-            ),
-            (
-                lambda m, k, b: right(m, k, b) - m - b * k,
-                "one number is counted for each map of a normalisation.\nLook at what it does "
-                "after it has normalised.",
-            ),
-            (
-                lambda m, k, b: right(m, k, b) + b * k + k,
-                "a bias is counted for each convolution.\nLook at how BottleneckLayer makes them.",
-            ),
-            (
-                lambda m, k, b: right(m, k, b) + 8 * m * b * k,
-                "the first convolution is counted with a 3×3 kernel.\nLook at which kernel reads "
-                "the many maps.",
-            ),
-            (
-                lambda m, k, b: right(m, k, b) - 8 * b * k * k,
-                "the second convolution is counted with a 1×1 kernel.\nLook at which kernel sees "
-                "the neighbours.",
-            ),
-            (
-                lambda m, k, b: 2 * m + m * b + 2 * b + 9 * b * k,
-                "the middle is counted as b maps wide.\nbn_size counts in units of the growth "
-                "rate.",
-            ),
-            (
-                lambda m, k, b: right(m, k, b) + 9 * m * k,
-                "a 3×3 convolution from the maps that enter is counted too.\nIn a bottleneck layer "
-                "the 3×3 kernel reads only the middle.",
-            ),
-        ],
+            "one number is counted for each map of a normalisation.\nLook at what it does after "
+            "it has normalised.": lambda m, k, b: right(m, k, b) - m - b * k,
+            "a bias is counted for each convolution.\nLook at how "
+            "BottleneckLayer makes them.": lambda m, k, b: right(m, k, b) + b * k + k,
+            "the first convolution is counted with a 3×3 kernel.\nLook at which kernel reads the "
+            "many maps.": lambda m, k, b: right(m, k, b) + 8 * m * b * k,
+            "the second convolution is counted with a 1×1 kernel.\nLook at which kernel sees the "
+            "neighbours.": lambda m, k, b: right(m, k, b) - 8 * b * k * k,
+            "the middle is counted as b maps wide.\nbn_size counts in "
+            "units of the growth rate.": lambda m, k, b: 2 * m + m * b + 2 * b + 9 * b * k,
+            "a 3×3 convolution from the maps that enter is counted too.\nIn a bottleneck layer "
+            "the 3×3 kernel reads only the middle.": lambda m, k, b: right(m, k, b) + 9 * m * k,
+        },
         "Count the four parts one after the other: which maps does each read, which does it make?",
     )
     return f"{name} counts what a real bottleneck layer has"
 
 
-def _first(cheaper: Callable[[int], bool]) -> int:
-    return next((m for m in range(1, 2000) if cheaper(m)), 0)
+def _first_cheaper(
+    kernel: int, k: int, b: int, extra: int = 0, power: int = 2, second: bool = True
+) -> int:
+    n = kernel**power
 
+    def cheaper(m: int) -> bool:
+        return m * b * k + second * n * b * k * k + extra < n * m * k
 
-def _first_cheaper(kernel: int, k: int, b: int) -> int:
-    n = kernel**2
-    return _first(lambda m: m * b * k + n * b * k * k < n * m * k)
+    return next(filter(cheaper, range(1, 2000)), 0)
 
 
 @as_check
 def first_cheaper(answer: Any) -> str:
     """The bottleneck pays from the first width that lies above break-even."""
+    right: Callable[..., Any] = _first_cheaper
 
-    def formula(n: int, k: int, b: int, add: int) -> int:
-        return n * b * k // (n - b) + add if n != b else 0
+    def formula(kernel: int, k: int, b: int) -> int:
+        n = kernel**2
+        return n * b * k // (n - b) if n != b else -1
 
     name = require_numbers(
         answer,
-        _first_cheaper,
+        right,
         [(3, 12, 4), (3, 5, 4), (5, 7, 4), (3, 8, 8), (3, 12, 9), (3, 12, 10)],
-        [
-            (
-                lambda n, k, b: _first(lambda m: m * b * k + n**2 * b * k * k <= n**2 * m * k),
-                "a width at which both layers cost the same counts as cheaper.\nRead the question: "
-                "*fewer* multiply-accumulates.",
-            ),
-            (
-                lambda n, k, b: formula(n**2, k, b, 0) if b < n**2 else 0,
-                "break-even itself, rounded down, is returned.\nIs the bottleneck already cheaper "
-                "there? Try the two widths around it.",
-            ),
-            (
-                lambda n, k, b: _first_cheaper(3, k, b),
-                "the kernel is always taken for 3×3.\nLook at what kernel_size changes in both "
-                "layers.",
-            ),
-            (
-                lambda n, k, b: _first(lambda m: m * b * k + n * b * k * k < n * m * k),
-                "a K×K kernel is counted with K weights.\nHow many pixels does it look at?",
-            ),
-            (
-                lambda n, k, b: formula(n**2, k, b, 1),
-                "where the bottleneck never pays, there is still a number.\nLook at the sign of "
-                "what a further map saves when b is large.",
-            ),
-            (
-                lambda n, k, b: _first(
-                    lambda m: m * b * k + n**2 * b * k * k + 2 * b * k < n**2 * m * k
-                ),
-                "the second batch normalisation is counted.\nIt has parameters, but no "
-                "multiply-accumulates as they are counted here.",
-            ),
-            (
-                lambda n, k, b: _first(lambda m: m * b * k < n**2 * m * k),
-                "the K×K convolution of the bottleneck layer costs nothing here.\nLook at what "
-                "reads the middle.",
-            ),
-        ],
+        {
+            "a width at which both layers cost the same counts as cheaper.\nRead the question: "
+            "*fewer* multiply-accumulates.": lambda *a: right(*a, -1),
+            "break-even itself, rounded down, is returned.\nIs the bottleneck already cheaper "
+            "there? Try the two widths around it.": lambda *a: max(formula(*a), 0),
+            "the kernel is always taken for 3×3.\nLook at what "
+            "kernel_size changes in both layers.": lambda n, k, b: right(3, k, b),
+            "a K×K kernel is counted with K weights.\nHow many "
+            "pixels does it look at?": lambda *a: right(*a, 0, 1),
+            "where the bottleneck never pays, there is still a number.\nLook at the sign of what "
+            "a further map saves when b is large.": lambda *a: formula(*a) + 1,
+            "the second batch normalisation is counted.\nIt has parameters, but no "
+            "multiply-accumulates as they are counted "
+            "here.": lambda n, k, b: right(n, k, b, 2 * b * k),
+            "the K×K convolution of the bottleneck layer costs nothing here.\nLook at what reads "
+            "the middle.": lambda *a: right(*a, 0, 2, False),
+        },
         "Write down the multiply-accumulates per pixel of both layers, set them equal, and try the "
         "whole widths around the solution.",
     )
     return f"{name} finds from which width on a bottleneck saves work"
 
 
-def _kernels() -> tuple[Tensor, Tensor]:
-    return random_maps(_WIDTH, 4, 1, 1), random_maps(_K, _WIDTH, 3, 3)
-
-
 @as_check
 def merged_kernel(answer: Any) -> str:
     """The 3×3 kernel does at once what the 1×1 and the 3×3 convolution do in turn."""
     name = require_own(answer, FunctionType)
-    first, second = _kernels()
-    kept = first.clone(), second.clone()
-    what = f"{name}(first, second)"
-    result = call_answer(
-        what, answer, first, second, hint="Look at the shapes of the two weights, axis by axis."
-    )
+    first, second = random_maps(_WIDTH, 4, 1, 1), random_maps(_K, _WIDTH, 3, 3)
+    copies, what = (first.clone(), second.clone()), f"{name}(first, second)"
+    hint = "Look at the shapes of the two weights, axis by axis."
+    result = call_answer(what, answer, first, second, hint=hint)
+    middle = _K, _WIDTH
     require_shape(
         result,
         (_K, 4, 3, 3),
         what,
         {
-            (4, _K, 3, 3): "Conv2d's weight is (maps made, maps read, height, width): which is "
-            "which in the whole step?",
-            (_K, 4, 1, 1): "The kernel has lost its neighbours: which of the two steps sees them?",
-            (_K, 4): "This is a matrix at one pixel; the question asks for a 3×3 kernel.",
-            (_K, _WIDTH, 4, 3, 3): "The maps of the middle are still there: the second convolution "
-            "sums over them.",
-            (_K, _WIDTH, 3, 3): "It reads the middle. The merged kernel reads what enters the "
-            "layer.",
+            "Conv2d's weight is (maps made, maps read, height, width): which is which in the "
+            "whole step?": (4, _K, 3, 3),
+            "The kernel has lost its neighbours: which of the two steps sees them?": (_K, 4, 1, 1),
+            "This is a matrix at one pixel; the question asks for a 3×3 kernel.": (_K, 4),
+            "The maps of the middle are still there: the second convolution sums over them.": (
+                *middle,
+                4,
+                3,
+                3,
+            ),
+            "It reads the middle. The merged kernel reads what enters the layer.": (*middle, 3, 3),
         },
     )
-    require(
-        same_values(first, kept[0]) and same_values(second, kept[1]),
-        f"{name} changes the weights that it was given.\nLook for methods that end in an "
-        "underscore.",
-    )
-    right = torch.zeros(_K, 4, 3, 3, dtype=first.dtype)
-    for middle in range(_WIDTH):
-        for read in range(4):
-            right[:, read] += second[:, middle] * first[middle, read, 0, 0]
+    for weight, copy in zip((first, second), copies, strict=True):
+        hint = "Look for methods that end in an underscore."
+        require_unchanged(weight, copy, name, hint, "the weights that it was given")
+    right = sum(second[:, m, None] * first[m, :, 0, 0, None, None] for m in range(_WIDTH))
+    assert isinstance(right, Tensor)
     require_values(
         result,
         right,
         what,
-        [
-            (
-                second.sum(dim=1, keepdim=True) * first.sum(dim=0)[None],
-                "the two weights are summed over the middle one by one, and then multiplied.\nA "
-                "map of the middle multiplies its own weights: which comes first, product or sum?",
-            ),
-            (
-                right / _WIDTH,
-                "the maps of the middle are averaged.\nA convolution adds up what it reads.",
-            ),
-            (
-                right.flip(2, 3),
-                "the kernel is turned round.\nPyTorch's convolutions do not flip kernels: look at "
-                "the order of height and width.",
-            ),
-            (
-                right.transpose(2, 3),
-                "height and width have changed places.\nLook at the order of the axes.",
-            ),
-            (
-                second[:, :1] * first[:1].transpose(0, 1)[None, :, 0],
-                "only the first map of the middle counts.\nLook at what is summed.",
-            ),
-        ],
+        {
+            "the two weights are summed over the middle one by one, and then multiplied.\nA map "
+            "of the middle multiplies its own weights: which comes "
+            "first, product or sum?": second.sum(dim=1, keepdim=True) * first.sum(dim=0)[None],
+            "the maps of the middle are averaged.\nA convolution adds up what it reads.": right
+            / _WIDTH,
+            "the kernel is turned round.\nPyTorch's convolutions do not flip kernels: look at the "
+            "order of height and width.": right.flip(2, 3),
+            "height and width have changed places.\nLook "
+            "at the order of the axes.": right.transpose(2, 3),
+            "only the first map of the middle counts.\nLook at what is summed.": second[:, :1]
+            * first[:1].transpose(0, 1)[None, :, 0],
+        },
         "the values are wrong.\nTake one map that is read and one that is made: by how many paths "
         "does the first reach the second, and what is each path multiplied with?",
     )
@@ -449,38 +358,21 @@ def mixtures(answer: Any) -> str:
         answer,
         lambda m, k, b: sorted((m, b * k, 9 * k))[0],
         [(204, 12, 4), (24, 12, 4), (500, 12, 9), (500, 12, 16), (6, 1, 20)],
-        [
-            (
-                lambda m, k, b: b * k,
-                "only the width of the middle counts.\nCan there be more different mixtures than "
-                "maps to mix, or more than a kernel can hold?",
-            ),
-            (
-                lambda m, k, b: min(m, b * k),
-                "a middle as wide as you like is always used in full.\nThe kernel has one row for "
-                "each map made and each of its pixels: how many rows are that?",
-            ),
-            (
-                lambda m, k, b: min(b * k, 9 * k),
-                "more mixtures than maps are found.\nHow many different mixtures can there be of "
-                "the maps that are read?",
-            ),
-            (
-                lambda m, k, b: min(m, 9 * k),
-                "the middle does not limit anything.\nEvery mixture passes through it: how many "
-                "maps wide is it?",
-            ),
-            (
-                lambda m, k, b: min(m, b * k, k),
-                "one row is counted for each map made.\nThe kernel looks at nine pixels, and may "
-                "want another mixture at each.",
-            ),
-            (
-                lambda m, k, b: min(m, b, 9 * k),
-                "the middle is counted as b maps wide.\nbn_size counts in units of the growth "
-                "rate.",
-            ),
-        ],
+        {
+            "only the width of the middle counts.\nCan there be more different mixtures than maps "
+            "to mix, or more than a kernel can hold?": lambda m, k, b: b * k,
+            "a middle as wide as you like is always used in full.\nThe kernel has one row for "
+            "each map made and each of its "
+            "pixels: how many rows are that?": lambda m, k, b: min(m, b * k),
+            "more mixtures than maps are found.\nHow many different mixtures can there be of the "
+            "maps that are read?": lambda m, k, b: min(b * k, 9 * k),
+            "the middle does not limit anything.\nEvery mixture passes through it: how many maps "
+            "wide is it?": lambda m, k, b: min(m, 9 * k),
+            "one row is counted for each map made.\nThe kernel looks at nine pixels, and may want "
+            "another mixture at each.": lambda m, k, b: min(m, b * k, k),
+            "the middle is counted as b maps wide.\nbn_size counts in "
+            "units of the growth rate.": lambda m, k, b: min(m, b, 9 * k),
+        },
         "The rank of a product is at most the smallest of the sizes on its way: which three are "
         "there?",
     )

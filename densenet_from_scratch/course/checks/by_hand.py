@@ -32,3 +32,29 @@ def convolve_by_hand(conv: nn.Conv2d, x: Tensor) -> Tensor:
 def branch_by_hand(norm: nn.BatchNorm2d, conv: nn.Conv2d, x: Tensor) -> Tensor:
     """H_l: batch normalisation, ReLU, convolution."""
     return convolve_by_hand(conv, normalise_by_hand(norm, x).clamp(min=0))
+
+
+def mix_by_hand(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """A 1×1 convolution: one matrix at every pixel."""
+    return torch.einsum("om,nmhw->nohw", conv.weight[:, :, 0, 0], x)
+
+
+def mix_or_convolve_by_hand(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """A 1×1 convolution, or a 3×3 one with padding 1."""
+    return mix_by_hand(conv, x) if conv.kernel_size == (1, 1) else convolve_by_hand(conv, x)
+
+
+def squares_by_hand(x: Tensor) -> Tensor:
+    """The four pixels of every 2×2 square, on a new first axis; what fills no square is dropped."""
+    height, width = x.shape[2] // 2 * 2, x.shape[3] // 2 * 2
+    return torch.stack([x[:, :, i:height:2, j:width:2] for i in (0, 1) for j in (0, 1)])
+
+
+def pool_by_hand(x: Tensor) -> Tensor:
+    """2×2 average pooling as the mean of four shifted pictures."""
+    return squares_by_hand(x).mean(dim=0)
+
+
+def transition_by_hand(norm: nn.BatchNorm2d, conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """BN, ReLU, 1×1 convolution, average pooling."""
+    return pool_by_hand(mix_by_hand(conv, normalise_by_hand(norm, x).clamp(min=0)))

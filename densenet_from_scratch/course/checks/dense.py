@@ -13,10 +13,11 @@ from densenet_from_scratch.course.checks.core import (
     call_answer,
     random_maps,
     require,
+    require_gradients,
     require_numbers,
     require_shape,
+    require_unchanged,
     require_values,
-    same_values,
 )
 from densenet_from_scratch.course.checks.layers import (
     LayerSpec,
@@ -26,7 +27,6 @@ from densenet_from_scratch.course.checks.layers import (
     layer_shape,
     layer_side_effects,
     layer_values,
-    require_gradients,
     require_separate,
 )
 from densenet_from_scratch.dense import DenseLayer
@@ -73,7 +73,9 @@ def _dense_block(answer: Any, random: bool = True) -> tuple[nn.Module, list[nn.M
     return block, layer_list(block, _BLOCK[0])
 
 
-def _dense_outputs(layers: Sequence[nn.Module], x: Tensor, newest_first: bool) -> list[Tensor]:
+def dense_outputs(
+    layers: Sequence[nn.Module], x: Tensor, newest_first: bool = False
+) -> list[Tensor]:
     """The maps x_0, ..., x_L of a block, worked out by hand."""
     maps = [x]
     for layer in layers:
@@ -145,18 +147,15 @@ def dense_block_values(answer: Any) -> str:
     block, layers = _dense_block(answer)
     name = type(block).__name__
     x = random_maps(2, _BLOCK[1], 4, 5)
-    maps = _dense_outputs(layers, x, newest_first=False)
-    back = _dense_outputs(layers, x, newest_first=True)
+    maps = dense_outputs(layers, x)
+    back = dense_outputs(layers, x, newest_first=True)
     order = (
         "the newest maps come first.\nEvery weight belongs to one map by its place, so the order "
         "matters: look at what stands first in torch.cat."
     )
     before = x.clone()
     y = call_answer(name, block, x, hint=_CONCATENATION)
-    require(
-        same_values(x, before),
-        f"{name} changes the tensor that it was given.\nLook for += and inplace=True.",
-    )
+    require_unchanged(x, before, name, "Look for += and inplace=True.")
     require_values(
         y,
         torch.cat(maps, dim=1),
@@ -178,9 +177,7 @@ def dense_block_gradient(answer: Any) -> str:
     block, layers = _dense_block(answer)
     x = random_maps(2, _BLOCK[1], 4, 4)
     name = type(block).__name__
-    require_gradients(
-        block, x, lambda x: torch.cat(_dense_outputs(layers, x, newest_first=False), dim=1), name
-    )
+    require_gradients(block, x, lambda x: torch.cat(dense_outputs(layers, x), dim=1), name)
     return f"Gradients flow back through every connection of {name}"
 
 
@@ -230,7 +227,7 @@ def connections(answer: Any) -> str:
     return f"{name} counts every arrow of a block once"
 
 
-def _block_parameters(count: int, k0: int, k: int) -> int:
+def block_cost(count: int, k0: int, k: int) -> int:
     widths = [k0 + k * index for index in range(count)]
     return sum(2 * width + 9 * width * k for width in widths)
 
@@ -238,7 +235,7 @@ def _block_parameters(count: int, k0: int, k: int) -> int:
 @as_check
 def block_parameters(answer: Any) -> str:
     """The formula gives the number of parameters of a block of basic layers."""
-    right = _block_parameters
+    right = block_cost
     name = require_numbers(
         answer,
         right,

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from densenet_from_scratch.course.checks.common import (
+from densenet_from_scratch.course.checks.by_hand import transition_by_hand
+from densenet_from_scratch.course.checks.core import (
     as_check,
     build_answer,
     call_answer,
@@ -19,7 +20,6 @@ from densenet_from_scratch.course.checks.common import (
     require_values,
 )
 from densenet_from_scratch.course.checks.layers import convolve_by_hand, normalise_by_hand
-from densenet_from_scratch.course.checks.transition import transition_by_hand
 from densenet_from_scratch.dense import BottleneckLayer, DenseBlock, DenseLayer
 from densenet_from_scratch.measure import count_parameters
 from densenet_from_scratch.transition import Transition
@@ -154,11 +154,12 @@ def densenet_shape(answer: Any) -> str:
             (3, _CLASSES),
             what,
             {
-                (_CLASSES,): "The images of the batch have been averaged, too: look at the axes of "
-                "the mean.",
-                (3, _LEAVE[-1]): "These are the averages of the maps: look for the classifier.",
-                (3, _LEAVE[-1], height // 4, width // 4): "These are maps: look for the head.",
-                (3, _CLASSES, 1, 1): "Pixels are left, one of each map: look at the mean.",
+                "The images of the batch have been averaged, too: look at the axes of the mean.": (
+                    _CLASSES,
+                ),
+                "These are the averages of the maps: look for the classifier.": (3, _LEAVE[-1]),
+                "These are maps: look for the head.": (3, _LEAVE[-1], height // 4, width // 4),
+                "Pixels are left, one of each map: look at the mean.": (3, _CLASSES, 1, 1),
             },
         )
     return f"{name} makes one logit for each class, whatever the size of the image"
@@ -189,43 +190,29 @@ def densenet_values(answer: Any) -> str:
     active = normed.clamp(min=0)
     right = logits(active.mean(pixels))
     reader = "Who normalises and cuts off the last block's maps? They have no later layer."
-    mistakes = [
-        (logits(maps.mean(pixels)), f"the head has neither BN nor ReLU.\n{reader}"),
-        (logits(normed.mean(pixels)), f"the head has no ReLU.\n{reader}"),
-        (
-            logits(maps.clamp(min=0).mean(pixels)),
-            f"the head's normalisation is not used.\n{reader}",
+    mistakes = {
+        f"the head has neither BN nor ReLU.\n{reader}": logits(maps.mean(pixels)),
+        f"the head has no ReLU.\n{reader}": logits(normed.mean(pixels)),
+        f"the head's normalisation is not used.\n{reader}": logits(maps.clamp(min=0).mean(pixels)),
+        "the head averages before the ReLU.\nThe two do not commute: look at the order.": logits(
+            normed.mean(pixels).clamp(min=0)
         ),
-        (
-            logits(normed.mean(pixels).clamp(min=0)),
-            "the head averages before the ReLU.\nThe two do not commute: look at the order.",
+        "in the head the ReLU comes before the normalisation.\nLook at the order.": logits(
+            normalise_by_hand(norm, maps.clamp(min=0)).mean(pixels)
         ),
-        (
-            logits(normalise_by_hand(norm, maps.clamp(min=0)).mean(pixels)),
-            "in the head the ReLU comes before the normalisation.\nLook at the order.",
+        "the head takes the largest pixel of each map.\nLook at the kind of pooling.": logits(
+            active.amax(pixels)
         ),
-        (
-            logits(active.amax(pixels)),
-            "the head takes the largest pixel of each map.\nLook at the kind of pooling.",
+        "the head adds up the pixels of each map.\nThen the logits depend on the size of the "
+        "image: look at the kind of pooling.": logits(active.sum(pixels)),
+        "these are probabilities.\nThe question asks for logits: "
+        "the loss does the softmax.": right.softmax(dim=1),
+        "a ReLU follows the classifier, and no logit can be "
+        "negative.\nLook at the last line.": right.clamp(min=0),
+        "a ReLU follows the stem.\nThe first layer cuts off after its own normalisation.": logits(
+            normalise_by_hand(norm, body(first.clamp(min=0))).clamp(min=0).mean(pixels)
         ),
-        (
-            logits(active.sum(pixels)),
-            "the head adds up the pixels of each map.\nThen the logits depend on the size of the "
-            "image: look at the kind of pooling.",
-        ),
-        (
-            right.softmax(dim=1),
-            "these are probabilities.\nThe question asks for logits: the loss does the softmax.",
-        ),
-        (
-            right.clamp(min=0),
-            "a ReLU follows the classifier, and no logit can be negative.\nLook at the last line.",
-        ),
-        (
-            logits(normalise_by_hand(norm, body(first.clamp(min=0))).clamp(min=0).mean(pixels)),
-            "a ReLU follows the stem.\nThe first layer cuts off after its own normalisation.",
-        ),
-    ]
+    }
     require_values(
         call_answer(name, network, x, hint=_HINT),
         right,
@@ -249,40 +236,24 @@ def depth(answer: Any) -> str:
         answer,
         right,
         [([6, 12, 24, 16], True), ([12, 12, 12], False), ([16, 16, 16], True), ([5], False)],
-        [
-            (
-                lambda b, two: right(b, False),
-                "a bottleneck layer is counted once.\nHow many convolutions has it?",
+        {
+            "a bottleneck layer is counted once.\nHow many convolutions has it?": lambda b, two: (
+                right(b, False)
             ),
-            (
-                lambda b, two: right(b, two) - len(b) + 1,
-                "the transitions are not counted.\nThey have a convolution each.",
+            "the transitions are not counted.\nThey have a convolution each.": lambda b, two: (
+                right(b, two) - len(b) + 1
             ),
-            (
-                lambda b, two: right(b, two) + 1,
-                "there is one too many.\nHow many transitions have as many blocks? And pooling has "
-                "nothing to learn.",
-            ),
-            (
-                lambda b, two: right(b, two) - 1,
-                "there is one too few.\nWhat stands before the first block, and what behind the "
-                "last one?",
-            ),
-            (
-                lambda b, two: right(b, two) - 2,
-                "only the body is counted.\nWhat stands before the first block, and what behind "
-                "the last one?",
-            ),
-            (
-                lambda b, two: sum(b),
-                "these are the dense layers.\nL counts convolutions and the classifier, on the "
-                "whole path.",
-            ),
-            (
-                lambda b, two: right(b, True),
-                "every layer is counted as a bottleneck.\nLook at the second argument.",
-            ),
-        ],
+            "there is one too many.\nHow many transitions have as many blocks? And pooling has "
+            "nothing to learn.": lambda b, two: right(b, two) + 1,
+            "there is one too few.\nWhat stands before the first block, and what behind the last "
+            "one?": lambda b, two: right(b, two) - 1,
+            "only the body is counted.\nWhat stands before the first block, and what behind the "
+            "last one?": lambda b, two: right(b, two) - 2,
+            "these are the dense layers.\nL counts convolutions and the classifier, on the whole "
+            "path.": lambda b, two: sum(b),
+            "every layer is counted as a bottleneck.\n"
+            "Look at the second argument.": lambda b, two: right(b, True),
+        },
         "Write down the path from image to logits, part by part, and tick every convolution.",
     )
     return f"{name} counts as the paper does"
@@ -300,26 +271,16 @@ def layers_per_block(answer: Any) -> str:
         answer,
         _layers,
         [(40, False), (100, False), (100, True), (190, True), (42, False), (45, True), (4, False)],
-        [
-            (
-                lambda depth, two: (depth - 4) // (6 if two else 3),
-                "a depth that no such network has gets an answer too.\nPut it back: which depth "
-                "has the network that you found?",
-            ),
-            (
-                lambda depth, two: _layers(depth, False),
-                "a bottleneck layer is counted once.\nHow many convolutions has it?",
-            ),
-            (
-                lambda depth, two: depth // (6 if two else 3),
-                "stem, transitions and classifier are counted as layers of the blocks.\nHow many "
-                "of these are there?",
-            ),
-            (
-                lambda depth, two: max(0, (depth - 4) // (2 if two else 1)),
-                "these are the layers of all three blocks together.\nThe question asks for one.",
-            ),
-        ],
+        {
+            "a depth that no such network has gets an answer too.\nPut it back: which depth has "
+            "the network that you found?": lambda depth, two: (depth - 4) // (6 if two else 3),
+            "a bottleneck layer is counted once.\nHow "
+            "many convolutions has it?": lambda depth, two: _layers(depth, False),
+            "stem, transitions and classifier are counted as layers of the blocks.\nHow many of "
+            "these are there?": lambda depth, two: depth // (6 if two else 3),
+            "these are the layers of all three blocks together.\nThe "
+            "question asks for one.": lambda depth, two: max(0, (depth - 4) // (2 if two else 1)),
+        },
         "Turn the formula of question 2, part 1, for three equal blocks round.",
     )
     return f"{name} finds the blocks that a name stands for"
@@ -371,59 +332,35 @@ def densenet_parameters(answer: Any) -> str:
             (5, [1, 3], 1.0, 7, 1, 2),
             (2, [4], 0.5, 6, 3, 7),
         ],
-        [
-            (
-                lambda *a: right(*a, norms=0),
-                "the batch normalisations are not counted.\nEach layer has two, each transition "
-                "one, and the head one.",
+        {
+            "the batch normalisations are not counted.\nEach layer has two, each transition one, "
+            "and the head one.": lambda *a: right(*a, norms=0),
+            "one number is counted for each map of a normalisation.\nLook at what it does after "
+            "it has normalised.": lambda *a: right(*a, norms=1),
+            "the transitions are not counted.\nThey have a "
+            "normalisation and a convolution.": lambda *a: right(*a, convolutions=False),
+            "a transition is counted behind the last block.\n"
+            "What stands there instead?": lambda *a: right(*a, after_last=True),
+            "no map is left out between two blocks.\nWhere "
+            "does compression come in?": lambda k, b, t, k0, i, c: right(k, b, 1.0, k0, i, c),
+            "the bias of the classifier is not counted.\nLook at the "
+            "parts of a linear layer.": lambda *a: right(*a) - a[-1],
+            "the head's normalisation is not counted.\nGo through "
+            "the parts in the question.": lambda *a: right(*a) - 2 * leaving(*a),
+            "the stem is not counted.\nGo through the parts in the question.": lambda *a: (
+                right(*a) - 9 * a[3] * a[4]
             ),
-            (
-                lambda *a: right(*a, norms=1),
-                "one number is counted for each map of a normalisation.\nLook at what it does "
-                "after it has normalised.",
+            "a bias is counted for the stem.\nLook at which layers have one.": lambda *a: (
+                right(*a) + a[3]
             ),
-            (
-                lambda *a: right(*a, convolutions=False),
-                "the transitions are not counted.\nThey have a normalisation and a convolution.",
+            "the classifier is not counted.\nGo through the parts in the question.": lambda *a: (
+                right(*a) - (leaving(*a) + 1) * a[-1]
             ),
-            (
-                lambda *a: right(*a, after_last=True),
-                "a transition is counted behind the last block.\nWhat stands there instead?",
-            ),
-            (
-                lambda k, b, t, k0, i, c: right(k, b, 1.0, k0, i, c),
-                "no map is left out between two blocks.\nWhere does compression come in?",
-            ),
-            (
-                lambda *a: right(*a) - a[-1],
-                "the bias of the classifier is not counted.\nLook at the parts of a linear layer.",
-            ),
-            (
-                lambda *a: right(*a) - 2 * leaving(*a),
-                "the head's normalisation is not counted.\nGo through the parts in the question.",
-            ),
-            (
-                lambda *a: right(*a) - 9 * a[3] * a[4],
-                "the stem is not counted.\nGo through the parts in the question.",
-            ),
-            (
-                lambda *a: right(*a) + a[3],
-                "a bias is counted for the stem.\nLook at which layers have one.",
-            ),
-            (
-                lambda *a: right(*a) - (leaving(*a) + 1) * a[-1],
-                "the classifier is not counted.\nGo through the parts in the question.",
-            ),
-            (
-                lambda *a: right(*a) - sum(a[1]) * 8 * a[0],
-                "the second normalisation of the bottleneck layers is not counted.\nIt sees the "
-                "4k maps of the middle.",
-            ),
-            (
-                lambda *a: right(a[0], a[1], a[2], a[3], 3, a[5]),
-                "the image is always taken for one of three channels.\nLook at in_channels.",
-            ),
-        ],
+            "the second normalisation of the bottleneck layers is not counted.\nIt sees the 4k "
+            "maps of the middle.": lambda *a: right(*a) - sum(a[1]) * 8 * a[0],
+            "the image is always taken for one of three "
+            "channels.\nLook at in_channels.": lambda *a: right(a[0], a[1], a[2], a[3], 3, a[5]),
+        },
         "Count part by part, and compare with a network of a single layer that you count by hand.",
     )
     return f"{name} counts what a real DenseNet-BC has"

@@ -1,25 +1,26 @@
 """Checks of the exercises of chapter 4."""
 
+from collections import Counter
 from collections.abc import Callable
+from itertools import count, takewhile
 from types import FunctionType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from densenet_from_scratch.course.checks.common import (
+from densenet_from_scratch.course.checks.core import (
     as_check,
     call_answer,
     random_maps,
     require,
     require_numbers,
     require_own,
-    require_results,
     require_shape,
+    require_unchanged,
     require_values,
-    same_values,
 )
-from densenet_from_scratch.course.checks.dense import _block_parameters, _dense_outputs
+from densenet_from_scratch.course.checks.dense import block_cost, dense_outputs
 from densenet_from_scratch.dense import DenseLayer
 
 _COUNT, _K0, _K = 3, 5, 2  # layers, maps that enter, growth rate
@@ -54,11 +55,15 @@ def shared_state_shape(answer: Any) -> str:
         (2, _K0 + _K * _COUNT, 4, 6),
         f"{name}(layers, x)",
         {
-            (2, _K * _COUNT, 4, 6): "There is room for what the layers make, and none for x_0.",
-            (2, _K0 + _K * (_COUNT - 1), 4, 6): "The last layer's maps are missing: it also writes "
-            "what it makes.",
-            (2, _K, 4, 6): "These are the last layer's maps; the question asks for the state.",
-            (2, _K0 + _K, 4, 6): "There is room for one layer's maps only: none is overwritten.",
+            "There is room for what the layers make, and none for x_0.": (2, _K * _COUNT, 4, 6),
+            "The last layer's maps are missing: it also writes what it makes.": (
+                2,
+                _K0 + _K * (_COUNT - 1),
+                4,
+                6,
+            ),
+            "These are the last layer's maps; the question asks for the state.": (2, _K, 4, 6),
+            "There is room for one layer's maps only: none is overwritten.": (2, _K0 + _K, 4, 6),
         },
     )
     require(
@@ -68,46 +73,29 @@ def shared_state_shape(answer: Any) -> str:
     return f"{name} makes room for x_0 and for the maps of every layer"
 
 
-def _wrong_states(layers: list[DenseLayer], x: Tensor) -> list[tuple[Tensor, str]]:
-    """What the state holds after likely mistakes, and what to say about them."""
-    right = _dense_outputs(layers, x, newest_first=False)
-    without_input = _dense_outputs(layers, torch.zeros_like(x), newest_first=False)
-    same_place = torch.cat([x, x.new_zeros(len(x), _K * _COUNT, *x.shape[2:])], dim=1)
+def _wrong_states(layers: list[DenseLayer], x: Tensor) -> dict[str, Tensor | list[Tensor]]:
+    """What the state holds after likely mistakes, by what to say about them."""
+    right = dense_outputs(layers, x)
+    one_place = torch.cat([x, x.new_zeros(len(x), _K * _COUNT, *x.shape[2:])], dim=1)
+    clipped = x
     for index, layer in enumerate(layers):
-        made = _dense_outputs([layer], same_place[:, : _K0 + _K * index], newest_first=False)[1]
-        same_place[:, _K0 : _K0 + _K] = made
-    clipped = [x]
-    for layer in layers:
-        read = torch.cat(clipped, dim=1)
-        clipped.append(_dense_outputs([layer], read, newest_first=False)[1].clamp(min=0))
-    reverse = [*right[:1], *right[:0:-1]]
-    order = "the newest maps do not come last.\nLook at where layer l writes: after all before it."
-    return [
-        (
-            torch.cat(without_input, dim=1),
-            "x_0 is not in it, and layer 1 reads only zeros.\nLook at what must be written before "
-            "the first layer runs.",
-        ),
-        (
-            same_place,
-            "every layer writes to the same maps, so that only the last one's are left.\nLook at "
-            "where the free part of the state begins after each layer.",
-        ),
-        (
-            torch.cat([torch.zeros_like(x), *right[1:]], dim=1),
-            "x_0 has been lost.\nLook at what stands in the first maps of the state at the end.",
-        ),
-        (
+        read = one_place[:, : _K0 + _K * index]
+        one_place[:, _K0 : _K0 + _K] = dense_outputs([layer], read)[1]
+        clipped = torch.cat([clipped, dense_outputs([layer], clipped)[1].clamp(min=0)], dim=1)
+    return {
+        "x_0 is not in it, and layer 1 reads only zeros.\nLook at what must be written before the "
+        "first layer runs.": torch.cat(dense_outputs(layers, torch.zeros_like(x)), dim=1),
+        "every layer writes to the same maps, so that only the last one's are left.\nLook at "
+        "where the free part of the state begins after each layer.": one_place,
+        "x_0 has been lost.\nLook at what stands in the first maps of "
+        "the state at the end.": torch.cat([torch.zeros_like(x), *right[1:]], dim=1),
+        "the newest maps do not come last.\nLook at where layer l writes: after all before it.": [
             torch.cat(right[::-1], dim=1),
-            order,
-        ),
-        (torch.cat(reverse, dim=1), order),
-        (
-            torch.cat(clipped, dim=1),
-            "a ReLU is applied to what a layer makes.\nA layer does its own: look at what you "
-            "write to the state.",
-        ),
-    ]
+            torch.cat([x, *right[:0:-1]], dim=1),
+        ],
+        "a ReLU is applied to what a layer makes.\nA layer does its own: look at what you write "
+        "to the state.": clipped,
+    }
 
 
 @as_check
@@ -115,31 +103,22 @@ def shared_state_values(answer: Any) -> str:
     """Each layer reads all maps before it and writes to maps of its own, once."""
     name = require_own(answer, FunctionType)
     layers, x = _layers(), random_maps(3, _K0, 4, 5)
-    calls = [0] * _COUNT
-
-    def count(index: int) -> Callable[..., None]:
-        def hook(*_: Any) -> None:
-            calls[index] += 1
-
-        return hook
-
-    for index, layer in enumerate(layers):
-        layer.register_forward_hook(count(index))
+    calls: Counter[nn.Module] = Counter()
+    for layer in layers:
+        layer.register_forward_hook(lambda layer, *_: calls.update([layer]))
     before = x.clone()
     state = _run(answer, name, layers, x)
+    hint = "The state is a tensor of its own: look at what you write into."
+    require_unchanged(x, before, name, hint, "the tensor x that it was given")
+    most = max(calls.values(), default=0)
     require(
-        same_values(x, before),
-        f"{name} changes the tensor x that it was given.\nThe state is a tensor of its own: look "
-        "at what you write into.",
-    )
-    require(
-        max(calls) <= 1,
-        f"{name} runs a layer {max(calls)} times.\nEach layer makes its maps once; whoever needs "
+        most <= 1,
+        f"{name} runs a layer {most} times.\nEach layer makes its maps once; whoever needs "
         "them later reads them from the state.",
     )
     require_values(
         state,
-        torch.cat(_dense_outputs(layers, x, newest_first=False), dim=1),
+        torch.cat(dense_outputs(layers, x), dim=1),
         f"{name}(layers, x)",
         _wrong_states(layers, x),
         "the values are wrong.\nTake pencil and paper for k_0 = 5 and k = 2: which maps does layer "
@@ -148,121 +127,70 @@ def shared_state_values(answer: Any) -> str:
     return f"{name} lets each layer read all maps before it, and overwrites none"
 
 
-def _largest(fits: Callable[[int], bool]) -> int:
-    number = 0
-    while fits(number + 1):
-        number += 1
-    return number
+Count = Callable[[int, int, int], int]
 
 
 def _without_norms(n: int, k0: int, k: int) -> int:
     return sum(9 * k * (k0 + k * i) for i in range(n))
 
 
-_COUNT_BY_HAND = (
-    "Count the parameters of the block that you found, and of the next larger one, with the "
-    "formula of the chapter. Where is the budget?"
-)
-_OVER = "the block that it finds costs more than the budget.\nWhich one do you return: the last "
-_STRICT = (
-    "a block that costs exactly the budget is turned down.\nLook at how you compare with the "
-    "budget: may it be used up?"
-)
-_NORMS = (
-    "the batch normalisations cost nothing here.\nLook at what each of them learns for each map "
-    "that it reads."
-)
-_FIRST = (
-    "every layer is counted as wide as the first.\nLook at what layer l reads, and at how that "
-    "depends on k."
-)
+def _require_largest(
+    answer: Any, of_layers: bool, cases: list[tuple[int, int, int]], as_first: str, too_dear: str
+) -> str:
+    """Require the largest n, of layers or of maps a layer, whose block stays within the budget."""
+
+    def largest(cost: Count) -> Count:
+        def number(budget: int, k0: int, given: int) -> int:
+            costs = (cost(*((n, k0, given) if of_layers else (given, k0, n))) for n in count(1))
+            return sum(1 for _ in takewhile(lambda spent: spent <= budget, costs))
+
+        return number
+
+    cost = block_cost
+    right = largest(cost)
+    return require_numbers(
+        answer,
+        right,
+        cases,
+        {
+            "the block that it finds costs more than the budget.\nWhich one do you return: the "
+            "last that fits, or the first that does not?": lambda *a: right(*a) + 1,
+            "a block that costs exactly the budget is turned down.\nLook at how you compare with "
+            "the budget: may it be used up?": largest(lambda *a: cost(*a) + 1),
+            "the batch normalisations cost nothing here.\nLook at what each of them learns for "
+            "each map that it reads.": largest(_without_norms),
+            f"every layer is counted as {as_first}": largest(lambda n, k0, k: n * cost(1, k0, k)),
+            f"{too_dear} is returned where even that is too dear.\nRead in the question what to "
+            "return then.": lambda *a: max(right(*a), 1),
+            "each layer is counted too wide by k.\nHow many layers come "
+            "before the first one?": largest(lambda n, k0, k: cost(n, k0 + k, k)),
+        },
+        "Count the parameters of the block that you found, and of the next larger one, with the "
+        "formula of the chapter. Where is the budget?",
+    )
 
 
 @as_check
 def largest_growth_rate(answer: Any) -> str:
     """The largest k with which a block of L layers stays within the budget."""
-    cost = _block_parameters
-
-    def right(budget: int, k0: int, n: int) -> int:
-        return _largest(lambda k: cost(n, k0, k) <= budget)
-
-    name = require_numbers(
-        answer,
-        right,
-        [
-            (13_680, 8, 12),
-            (13_680, 8, 4),
-            (2 * cost(5, 3, 6), 3, 5),
-            (cost(1, 9, 7), 9, 1),
-            (_without_norms(3, 4, 6), 4, 3),
-            (5, 8, 2),
-        ],
-        [
-            (
-                lambda b, k0, n: right(b, k0, n) + 1,
-                _OVER + "that fits, or the first that does not?",
-            ),
-            (lambda b, k0, n: _largest(lambda k: cost(n, k0, k) < b), _STRICT),
-            (lambda b, k0, n: _largest(lambda k: _without_norms(n, k0, k) <= b), _NORMS),
-            (lambda b, k0, n: _largest(lambda k: n * cost(1, k0, k) <= b), _FIRST),
-            (
-                lambda b, k0, n: max(right(b, k0, n), 1),
-                "k = 1 is returned where even that is too dear.\nRead in the question what to "
-                "return then.",
-            ),
-            (
-                lambda b, k0, n: _largest(lambda k: cost(n, k0 + k, k) <= b),
-                "each layer is counted too wide by k.\nHow many layers come before the first one?",
-            ),
-        ],
-        _COUNT_BY_HAND,
-    )
+    edges = [(2 * block_cost(5, 3, 6), 3, 5), (block_cost(1, 9, 7), 9, 1)]
+    cases = [(13_680, 8, 12), (13_680, 8, 4), *edges, (_without_norms(3, 4, 6), 4, 3), (5, 8, 2)]
+    first = "wide as the first.\nLook at what layer l reads, and at how that depends on k."
+    name = _require_largest(answer, False, cases, first, "k = 1")
     return f"{name} finds the widest layers that the budget allows"
 
 
 @as_check
 def largest_depth(answer: Any) -> str:
     """The largest L with which a block of growth rate k stays within the budget."""
-    cost = _block_parameters
-
-    def right(budget: int, k0: int, k: int) -> int:
-        return _largest(lambda n: cost(n, k0, k) <= budget)
-
-    name = require_numbers(
-        answer,
-        right,
-        [
-            (13_680, 8, 4),
-            (13_680, 8, 13),
-            (3 * cost(6, 5, 3), 5, 3),
-            (cost(2, 4, 9), 4, 9),
-            (_without_norms(5, 4, 2), 4, 2),
-            (9, 8, 2),
-        ],
-        [
-            (
-                lambda b, k0, k: right(b, k0, k) + 1,
-                _OVER + "that fits, or the first that does not?",
-            ),
-            (lambda b, k0, k: _largest(lambda n: cost(n, k0, k) < b), _STRICT),
-            (lambda b, k0, k: _largest(lambda n: _without_norms(n, k0, k) <= b), _NORMS),
-            (
-                lambda b, k0, k: b // cost(1, k0, k),
-                "every layer is counted as dear as the first.\nLook at what the later ones read.",
-            ),
-            (
-                lambda b, k0, k: max(right(b, k0, k), 1),
-                "one layer is returned where even that is too dear.\nRead in the question what to "
-                "return then.",
-            ),
-            (
-                lambda b, k0, k: _largest(lambda n: cost(n, k0 + k, k) <= b),
-                "each layer is counted too wide by k.\nHow many layers come before the first one?",
-            ),
-        ],
-        _COUNT_BY_HAND,
-    )
+    edges = [(3 * block_cost(6, 5, 3), 5, 3), (block_cost(2, 4, 9), 4, 9)]
+    cases = [(13_680, 8, 4), (13_680, 8, 13), *edges, (_without_norms(5, 4, 2), 4, 2), (9, 8, 2)]
+    first = "dear as the first.\nLook at what the later ones read."
+    name = _require_largest(answer, True, cases, first, "one layer")
     return f"{name} finds the deepest block that the budget allows"
+
+
+_DRAW = "Draw the block's output as a row of maps for k_0 = 8 and k = 4, and mark who made which."
 
 
 def _maps_of(layer: int, k0: int, k: int) -> tuple[int, int]:
@@ -273,57 +201,35 @@ def _maps_of(layer: int, k0: int, k: int) -> tuple[int, int]:
 @as_check
 def maps_of(answer: Any) -> str:
     """Layer l's maps stand behind x_0 and the maps of the l - 1 layers before."""
-    name = require_results(
+    right = _maps_of
+    name = require_numbers(
         answer,
-        _maps_of,
+        right,
         [(0, 8, 4), (1, 8, 4), (2, 8, 4), (7, 24, 12)],
-        [
-            (
-                lambda n, k0, k: (k0 + k * n, k0 + k * (n + 1)) if n else (0, k0),
-                "each layer is placed k maps too far.\nLook at layer 1: where do the first new "
-                "maps stand?",
-            ),
-            (
-                lambda n, k0, k: (k * n, k * (n + 1)),
-                "the maps that enter the block are taken for k maps.\nHow many does x_0 have?",
-            ),
-            (
-                lambda n, k0, k: (k * (n - 1), k * n) if n else (0, k0),
-                "the layers' maps begin at 0, where x_0 stands.\nLook at what a block hands on "
-                "first.",
-            ),
-            (
-                lambda n, k0, k: (k0 + k * (n - 1), k0 + k * n),
-                "layer 0 is treated like the others.\nx_0 was made by no layer: how many maps has "
-                "it, and where do they begin?",
-            ),
-            (
-                lambda n, k0, k: (_maps_of(n, k0, k)[0], _maps_of(n, k0, k)[1] - (n > 0)),
-                "the last map is left out.\nThe pair is used like a slice: look at whether Python "
-                "counts the end in.",
-            ),
-            (
-                lambda n, k0, k: (0, _maps_of(n, k0, k)[1]),
-                "these are all maps up to the layer's own.\nWhich of them did others make?",
-            ),
-            (
-                lambda n, k0, k: (_maps_of(n, k0, k)[0], k if n else k0),
-                "the second number is how many maps there are.\nA slice wants the place where it "
-                "ends.",
-            ),
-        ],
+        {
+            "each layer is placed k maps too far.\nLook at layer 1: where do the first new maps "
+            "stand?": lambda n, k0, k: (k0 + k * n, k0 + k * (n + 1)) if n else (0, k0),
+            "the maps that enter the block are taken for k "
+            "maps.\nHow many does x_0 have?": lambda n, k0, k: (k * n, k * (n + 1)),
+            "the layers' maps begin at 0, where x_0 stands.\nLook at what "
+            "a block hands on first.": lambda n, k0, k: (k * (n - 1), k * n) if n else (0, k0),
+            "layer 0 is treated like the others.\nx_0 was made by no layer: how many maps has it, "
+            "and where do they begin?": lambda n, k0, k: (k0 + k * (n - 1), k0 + k * n),
+            "the last map is left out.\nThe pair is used like a slice: look at whether Python "
+            "counts the end in.": lambda n, *k: (right(n, *k)[0], right(n, *k)[1] - (n > 0)),
+            "these are all maps up to the layer's own.\nWhich "
+            "of them did others make?": lambda *a: (0, right(*a)[1]),
+            "the second number is how many maps there are.\nA slice wants "
+            "the place where it ends.": lambda n, k0, k: (right(n, k0, k)[0], k if n else k0),
+        },
+        _DRAW,
         "a pair of integers (start, stop)",
-        "Draw the block's output as a row of maps for k_0 = 8 and k = 4, and mark who made which.",
     )
     return f"{name} says which maps are whose"
 
 
 def _maker_of(channel: int, k0: int, k: int) -> int:
-    return next(
-        layer
-        for layer in range(channel + 2)
-        if _maps_of(layer, k0, k)[0] <= channel < _maps_of(layer, k0, k)[1]
-    )
+    return next(layer for layer in range(channel + 2) if channel < _maps_of(layer, k0, k)[1])
 
 
 @as_check
@@ -333,33 +239,18 @@ def maker_of(answer: Any) -> str:
         answer,
         _maker_of,
         [(0, 8, 4), (7, 8, 4), (8, 8, 4), (11, 8, 4), (12, 8, 4), (205, 24, 12)],
-        [
-            (
-                lambda c, k0, k: 0 if c < k0 else (c - k0) // k,
-                "the layers are counted from 0, which is the number of x_0.\nLook at the first map "
-                "behind x_0: which layer made it?",
-            ),
-            (
-                lambda c, k0, k: c // k,
-                "the maps that enter the block are taken for layers' maps.\nLook at where the "
-                "first layer's maps begin.",
-            ),
-            (
-                lambda c, k0, k: (c - k0) // k + 1,
-                "the first maps do not all belong to layer 0.\nx_0 has k_0 maps, not k: look at "
-                "what a negative number becomes under //.",
-            ),
-            (
-                lambda c, k0, k: 0 if c == k0 else _maker_of(c, k0, k),
-                "x_0 gets one map too many.\nMaps are counted from 0: look at which is the first "
-                "behind x_0.",
-            ),
-            (
-                lambda c, k0, k: 0 if c < k0 else -(-(c - k0) // k),
-                "every layer gets one map of the layer after it.\nMaps are counted from 0: look at "
-                "which is the first behind x_0.",
-            ),
-        ],
-        "Draw the block's output as a row of maps for k_0 = 8 and k = 4, and mark who made which.",
+        {
+            "the layers are counted from 0, which is the number of x_0.\nLook at the first map "
+            "behind x_0: which layer made it?": lambda c, k0, k: 0 if c < k0 else (c - k0) // k,
+            "the maps that enter the block are taken for layers' maps.\nLook at where the first "
+            "layer's maps begin.": lambda c, k0, k: c // k,
+            "the first maps do not all belong to layer 0.\nx_0 has k_0 maps, not k: look at what "
+            "a negative number becomes under //.": lambda c, k0, k: (c - k0) // k + 1,
+            "x_0 gets one map too many.\nMaps are counted from 0: look at which is the first "
+            "behind x_0.": lambda c, k0, k: 0 if c == k0 else _maker_of(c, k0, k),
+            "every layer gets one map of the layer after it.\nMaps are counted from 0: look at "
+            "which is the first behind x_0.": lambda c, k0, k: 0 if c < k0 else -(-(c - k0) // k),
+        },
+        _DRAW,
     )
     return f"{name} says who made a map"

@@ -28,37 +28,37 @@ from densenet_from_scratch.course.checks.layers import (
 from densenet_from_scratch.measure import count_parameters
 from densenet_from_scratch.plain import PlainLayer, PlainNet
 
-_PLAIN = LayerSpec(arguments=(4,), reads=4, makes=4)
+PLAIN = LayerSpec(arguments=(4,), reads=4, makes=4)
 
 
 @as_check
 def plain_layer_parts(answer: Any) -> str:
     """The plain layer has a normalisation and a convolution, as asked, and nothing else."""
-    return layer_parts(answer, _PLAIN)
+    return layer_parts(answer, PLAIN)
 
 
 @as_check
 def plain_layer_shape(answer: Any) -> str:
     """The plain layer keeps the number and the size of the maps, and their dtype."""
-    return layer_shape(answer, _PLAIN)
+    return layer_shape(answer, PLAIN)
 
 
 @as_check
 def plain_layer_values(answer: Any) -> str:
     """The plain layer is BN-ReLU-conv, in training and in evaluation."""
-    return layer_values(answer, _PLAIN)
+    return layer_values(answer, PLAIN)
 
 
 @as_check
 def plain_layer_side_effects(answer: Any) -> str:
     """The plain layer does not change its input, and runs once."""
-    return layer_side_effects(answer, _PLAIN)
+    return layer_side_effects(answer, PLAIN)
 
 
 @as_check
 def plain_layer_gradient(answer: Any) -> str:
     """Gradients flow through the plain layer."""
-    return layer_gradient(answer, _PLAIN)
+    return layer_gradient(answer, PLAIN)
 
 
 def _plain_parameters(layers: int, channels: int, images: int, classes: int) -> int:
@@ -164,19 +164,19 @@ def receptive_field(answer: Any) -> str:
     return f"{name} finds how many pixels wide the view is, strides included"
 
 
-_STACK = (3, 4)  # layers, channels
+STACK = (3, 4)  # layers, channels
 
 
 @as_check
 def plain_stack_layers(answer: Any) -> str:
     """Every layer of the stack has weights of its own."""
-    stack = build_answer(answer, *_STACK, may_use=(PlainLayer,), random=False)
-    layers = layer_list(stack, _STACK[0])
+    stack = build_answer(answer, *STACK, may_use=(PlainLayer,), random=False)
+    layers = layer_list(stack, STACK[0])
     for layer in layers:
-        _PLAIN.parts(layer)
+        PLAIN.parts(layer)
     require_separate(layers, type(stack).__name__)
     require(
-        count_parameters(stack) == _STACK[0] * count_parameters(layers[0]),
+        count_parameters(stack) == STACK[0] * count_parameters(layers[0]),
         f"{type(stack).__name__} has parameters outside self.layers.\nMend only what is broken.",
     )
     return f"{type(stack).__name__} has as many separate layers as asked"
@@ -185,14 +185,14 @@ def plain_stack_layers(answer: Any) -> str:
 @as_check
 def plain_stack_values(answer: Any) -> str:
     """The stack runs every layer once, in order."""
-    stack = build_answer(answer, *_STACK, may_use=(PlainLayer,))
-    layers = layer_list(stack, _STACK[0])
-    x = random_maps(2, _STACK[1], 4, 5)
+    stack = build_answer(answer, *STACK, may_use=(PlainLayer,))
+    layers = layer_list(stack, STACK[0])
+    x = random_maps(2, STACK[1], 4, 5)
 
     def through(order: Sequence[nn.Module]) -> Tensor:
         y = x
         for layer in order:
-            y = _PLAIN.expected(layer, y)
+            y = PLAIN.expected(layer, y)
         return y
 
     what = type(stack).__name__
@@ -202,7 +202,7 @@ def plain_stack_values(answer: Any) -> str:
         what,
         {
             "only the first layer runs, again and again.\nLook at what "
-            "the loop in forward calls.": through([layers[0]] * _STACK[0]),
+            "the loop in forward calls.": through([layers[0]] * STACK[0]),
             "a layer is left out.\nLook at where the loop in forward ends.": through(layers[:-1]),
             "only one layer runs.\nLook at what each layer reads, and "
             "at where forward returns.": through(layers[:1]),

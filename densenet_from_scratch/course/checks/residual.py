@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from densenet_from_scratch.course.checks.by_hand import branch_by_hand
 from densenet_from_scratch.course.checks.core import (
     as_check,
     build_answer,
@@ -17,11 +18,10 @@ from densenet_from_scratch.course.checks.core import (
     require_own,
     require_shape,
     require_tensor,
+    require_unchanged,
     require_values,
-    same_values,
 )
 from densenet_from_scratch.course.checks.layers import (
-    branch_by_hand,
     layer_gradient,
     layer_list,
     layer_parts,
@@ -29,14 +29,11 @@ from densenet_from_scratch.course.checks.layers import (
     layer_side_effects,
     layer_values,
 )
-from densenet_from_scratch.course.checks.plain import (
-    _PLAIN,
-    _STACK,
-)
+from densenet_from_scratch.course.checks.plain import PLAIN, STACK
 from densenet_from_scratch.plain import PlainLayer
 from densenet_from_scratch.residual import ResidualLayer
 
-_RESIDUAL = replace(_PLAIN, adds_input=True, may_use=(PlainLayer,))
+_RESIDUAL = replace(PLAIN, adds_input=True, may_use=(PlainLayer,))
 
 
 @as_check
@@ -84,11 +81,8 @@ def branches(answer: Any) -> str:
         states.append(states[-1] + terms[-1])
     before = x.clone()
     result = call_answer(f"{name}(layers, x)", answer, layers, x)
-    require(
-        same_values(x, before),
-        f"{name} changes the tensor x that it was given.\nLook for +=: on a tensor it writes "
-        "into the tensor itself.",
-    )
+    hint = "Look for +=: on a tensor it writes into the tensor itself."
+    require_unchanged(x, before, name, hint, "the tensor x that it was given")
     require(
         type(result) in (list, tuple),
         f"{name} gives a {type(result).__name__}, not a list.\nThe question asks for the terms, "
@@ -214,8 +208,8 @@ def shortcut_values(answer: Any) -> str:
 
 
 def _residual_stack(answer: Any) -> tuple[nn.Module, list[nn.Module]]:
-    stack = build_answer(answer, *_STACK, may_use=(PlainLayer, ResidualLayer))
-    return stack, layer_list(stack, _STACK[0])
+    stack = build_answer(answer, *STACK, may_use=(PlainLayer, ResidualLayer))
+    return stack, layer_list(stack, STACK[0])
 
 
 @as_check
@@ -224,8 +218,8 @@ def residual_stack_identity(answer: Any) -> str:
     stack, layers = _residual_stack(answer)
     with torch.no_grad():
         for layer in layers:
-            _PLAIN.parts(layer)[1].weight.zero_()
-    x = random_maps(2, _STACK[1], 4, 4)
+            PLAIN.parts(layer)[1].weight.zero_()
+    x = random_maps(2, STACK[1], 4, 4)
     what = f"{type(stack).__name__} with branches of zero"
     require_values(
         call_answer(what, stack, x),
@@ -246,12 +240,12 @@ def residual_stack_identity(answer: Any) -> str:
 def residual_stack_values(answer: Any) -> str:
     """The stack of residual layers computes x_l = H_l(x_{l-1}) + x_{l-1}."""
     stack, layers = _residual_stack(answer)
-    x = random_maps(2, _STACK[1], 4, 5)
+    x = random_maps(2, STACK[1], 4, 5)
 
     def through(times: float) -> Tensor:
         y = x
         for layer in layers:
-            y = _PLAIN.expected(layer, y) + times * y
+            y = PLAIN.expected(layer, y) + times * y
         return y
 
     what = type(stack).__name__

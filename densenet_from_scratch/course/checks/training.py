@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from densenet_from_scratch.course.checks.common import (
+from densenet_from_scratch.course.checks.core import (
     as_check,
     call_answer,
     random_maps,
     require,
     require_numbers,
     require_own,
-    require_results,
     same_result,
     same_values,
 )
@@ -33,61 +32,40 @@ def _rate(epoch: int, epochs: int, peak: float, first: float = 0.5, second: floa
 def learning_rate(answer: Any) -> str:
     """The step schedule divides by 10 after half and after three quarters of the epochs."""
     right = _rate
-    name = require_results(
+    name = require_numbers(
         answer,
         right,
         [(0, 300, 0.1), (149, 300, 0.1), (150, 300, 0.1), (225, 300, 0.1), (299, 300, 0.1)]
         + [(epoch, 7, 0.5) for epoch in range(7)],
-        [
-            (
+        {
+            "the rate falls one epoch late.\nEpochs are counted from 0: how many have been "
+            "finished when epoch number e "
+            "begins?": [
                 lambda e, n, p: right(e - 1, n, p),
-                "the rate falls one epoch late.\nEpochs are counted from 0: how many have been "
-                "finished when epoch number e begins?",
-            ),
-            (
-                lambda e, n, p: right(e + 1, n, p),
-                "the rate falls one epoch early.\nEpochs are counted from 0: how many have been "
-                "finished when epoch number e begins?",
-            ),
-            (
                 lambda e, n, p: p / 10 ** ((e > 0.5 * n) + (e > 0.75 * n)),
-                "the rate falls one epoch late.\nEpochs are counted from 0: how many have been "
-                "finished when epoch number e begins?",
+            ],
+            "the rate falls one epoch early.\nEpochs are counted from 0: how many have been "
+            "finished when epoch number e begins?": lambda e, n, p: right(e + 1, n, p),
+            "the rate falls only once.\nLook at what "
+            "happens after three quarters.": lambda e, n, p: right(e, n, p, second=2),
+            "the second fall is too deep.\nThe rate is divided by 10, and "
+            "then by 10 again.": lambda e, n, p: p / 10 ** (e >= 0.5 * n) / 100 ** (e >= 0.75 * n),
+            "the rate is not divided by 10.\nRead the question.": lambda e, n, p: (
+                p / (1 + (e >= 0.5 * n) + (e >= 0.75 * n))
             ),
-            (
-                lambda e, n, p: right(e, n, p, second=2),
-                "the rate falls only once.\nLook at what happens after three quarters.",
+            "with an odd number of epochs the rate falls too early.\nAfter 3 of 7 epochs, is half "
+            "of them over?": lambda e, n, p: p / 10 ** ((e >= n // 2) + (e >= n * 3 // 4)),
+            "the rate falls at the epochs of the paper's run, however long this one is.\nLook at "
+            "the second argument.": lambda e, n, p: p / 10 ** ((e >= 150) + (e >= 225)),
+            "every run starts at 0.1.\nLook at the third argument.": lambda e, n, p: (
+                0.1 / 10 ** ((e >= 0.5 * n) + (e >= 0.75 * n))
             ),
-            (
-                lambda e, n, p: p / 10 ** (e >= 0.5 * n) / 100 ** (e >= 0.75 * n),
-                "the second fall is too deep.\nThe rate is divided by 10, and then by 10 again.",
-            ),
-            (
-                lambda e, n, p: p / (1 + (e >= 0.5 * n) + (e >= 0.75 * n)),
-                "the rate is not divided by 10.\nRead the question.",
-            ),
-            (
-                lambda e, n, p: p / 10 ** ((e >= n // 2) + (e >= n * 3 // 4)),
-                "with an odd number of epochs the rate falls too early.\nAfter 3 of 7 epochs, is "
-                "half of them over?",
-            ),
-            (
-                lambda e, n, p: p / 10 ** ((e >= 150) + (e >= 225)),
-                "the rate falls at the epochs of the paper's run, however long this one is.\nLook "
-                "at the second argument.",
-            ),
-            (
-                lambda e, n, p: 0.1 / 10 ** ((e >= 0.5 * n) + (e >= 0.75 * n)),
-                "every run starts at 0.1.\nLook at the third argument.",
-            ),
-            (
-                lambda e, n, p: p * 0.1 ** (e / (n / 2)),
-                "the rate falls a little in every epoch.\nA step schedule stays and then jumps.",
-            ),
-        ],
-        "a number",
+            "the rate falls a little in every epoch.\nA step "
+            "schedule stays and then jumps.": lambda e, n, p: p * 0.1 ** (e / (n / 2)),
+        },
         "Write down the rates of a run of 8 epochs. In which epoch is a half just over, in which "
         "three quarters?",
+        "a number",
     )
     return f"{name} follows the paper's schedule"
 
@@ -99,30 +77,18 @@ def steps(answer: Any) -> str:
         answer,
         lambda images, batch, epochs: epochs * len(range(0, images, batch)),
         [(1297, 64, 8), (128, 64, 3), (130, 64, 50), (10, 64, 2)],
-        [
-            (
-                lambda images, batch, epochs: epochs * (images // batch),
-                "the last batch, which is not full, makes no step.\nIt is a batch, too.",
-            ),
-            (
-                lambda images, batch, epochs: -(-images * epochs // batch),
-                "batches run across the end of an epoch.\nEach epoch ends with a batch of its own: "
-                "where do you round up?",
-            ),
-            (
-                lambda images, batch, epochs: -(-images // batch),
-                "these are the steps of one epoch.\nHow many are there?",
-            ),
-            (
-                lambda images, batch, epochs: epochs * (images // batch + 1),
-                "there is one batch too many where the images fill their batches.\nIs anything "
-                "left over then?",
-            ),
-            (
-                lambda images, batch, epochs: images * epochs,
-                "every image makes a step.\nA step is taken after each batch.",
-            ),
-        ],
+        {
+            "the last batch, which is not full, makes no "
+            "step.\nIt is a batch, too.": lambda images, batch, epochs: epochs * (images // batch),
+            "batches run across the end of an epoch.\nEach epoch ends with a batch of its own: "
+            "where do you round up?": lambda images, batch, epochs: -(-images * epochs // batch),
+            "these are the steps of one "
+            "epoch.\nHow many are there?": lambda images, batch, epochs: -(-images // batch),
+            "there is one batch too many where the images fill their batches.\nIs anything left "
+            "over then?": lambda images, batch, epochs: epochs * (images // batch + 1),
+            "every image makes a step.\nA step "
+            "is taken after each batch.": lambda images, batch, epochs: images * epochs,
+        },
         "Go through one epoch of 130 images in batches of 64: how large is each batch?",
     )
     return f"{name} counts every step of a run"
@@ -211,41 +177,29 @@ def evaluate_values(answer: Any) -> str:
     )
     what = f"{name}(network, batches)"
     training = _see(network, batches, training=True)
-    wrong_losses = [
-        (
-            torch.cat([_losses(*pair) for pair in training]).mean(),
-            "the loss is that of the network in training mode, where an image's result depends on "
-            "the others of its batch.\nLook at who switches the mode.",
-        ),
-        (
-            torch.stack([part.mean() for part in losses]).mean(),
-            "the mean of the batches' means is taken.\nThe last batch is smaller than the others: "
-            "how much should it count?",
-        ),
-        (
-            torch.cat([_losses(logits.softmax(1), labels) for logits, labels in seen]).mean(),
-            "a softmax comes before the cross-entropy.\nF.cross_entropy does its own: look at what "
-            "it wants to be given.",
-        ),
-        (
-            torch.cat(losses).sum(),
-            "the loss is a sum over the images, not a mean.\nWhat do you divide by?",
-        ),
-        (
-            torch.stack([part.mean() for part in losses]).sum(),
-            "the batches' mean losses are added up.\nWhat do you divide by?",
-        ),
-        (
-            torch.stack([part.mean() for part in losses]).sum() / len(torch.cat(losses)),
-            "each batch's loss is a mean already, and is then divided by the number of images.\n"
-            "Look at F.cross_entropy's argument reduction, or weigh each batch by its size.",
-        ),
-        (
-            losses[-1].mean(),
-            "only the last batch counts.\nLook at what is added up and what is overwritten.",
-        ),
-    ]
-    for value, message in wrong_losses:
+    wrong_losses = {
+        "the loss is that of the network in training mode, where an image's result depends on the "
+        "others of its batch.\nLook "
+        "at who switches the mode.": torch.cat([_losses(*pair) for pair in training]).mean(),
+        "the mean of the batches' means is taken.\nThe last batch is smaller than the others: how "
+        "much should it count?": torch.stack([part.mean() for part in losses]).mean(),
+        "a softmax comes before the cross-entropy.\nF.cross_entropy does its own: look at what it "
+        "wants to be "
+        "given.": torch.cat([_losses(logits.softmax(1), labels) for logits, labels in seen]).mean(),
+        "the loss is a sum over the images, not a mean.\nWhat do you divide by?": torch.cat(
+            losses
+        ).sum(),
+        "the batches' mean losses are added up.\nWhat do you divide by?": torch.stack(
+            [part.mean() for part in losses]
+        ).sum(),
+        "each batch's loss is a mean already, and is then divided by the number of images.\nLook "
+        "at F.cross_entropy's argument reduction, or weigh each batch by "
+        "its size.": torch.stack([part.mean() for part in losses]).sum() / len(torch.cat(losses)),
+        "only the last batch counts.\nLook at what is added up and what is overwritten.": losses[
+            -1
+        ].mean(),
+    }
+    for message, value in wrong_losses.items():
         if same_result(result[0], value.item()) and not same_result(loss, value.item()):
             raise AssertionError(f"{what}: {message}")
     require(
@@ -253,29 +207,19 @@ def evaluate_values(answer: Any) -> str:
         f"{what}: the loss is wrong.\nIt is the mean cross-entropy over all images, each counted "
         "once: look at what is added up for each batch, and what divides the sum.",
     )
-    wrong_accuracies = [
-        (
-            torch.stack([part.mean() for part in hits]).mean(),
-            "the mean of the batches' accuracies is taken.\nThe last batch is smaller than the "
-            "others: how much should it count?",
-        ),
-        (torch.cat(hits).sum(), "these are the images that are right.\nWhich *share* is that?"),
-        (
-            100 * torch.cat(hits).mean(),
-            "the accuracy is in per cent.\nThe question asks for 0 to 1.",
-        ),
-        (1 - torch.cat(hits).mean(), "this is the share that is wrong, the error."),
-        (
-            torch.cat([(pair[0].argmax(1) == pair[1]).double() for pair in training]).mean(),
-            "the accuracy is that of the network in training mode.\nLook at who switches the mode.",
-        ),
-        (
-            torch.cat([(a.argmin(1) == b).double() for a, b in seen]).mean(),
-            "the class with the *smallest* logit is taken.\nWhich one does the network mean?",
-        ),
-        (hits[-1].mean(), "only the last batch counts.\nLook at what is overwritten."),
-    ]
-    for value, message in wrong_accuracies:
+    wrong_accuracies = {
+        "the mean of the batches' accuracies is taken.\nThe last batch is smaller than the "
+        "others: how much should it count?": torch.stack([part.mean() for part in hits]).mean(),
+        "these are the images that are right.\nWhich *share* is that?": torch.cat(hits).sum(),
+        "the accuracy is in per cent.\nThe question asks for 0 to 1.": 100 * torch.cat(hits).mean(),
+        "this is the share that is wrong, the error.": 1 - torch.cat(hits).mean(),
+        "the accuracy is that of the network in training mode.\nLook at who switches the "
+        "mode.": torch.cat([(pair[0].argmax(1) == pair[1]).double() for pair in training]).mean(),
+        "the class with the *smallest* logit is taken.\nWhich one "
+        "does the network mean?": torch.cat([(a.argmin(1) == b).double() for a, b in seen]).mean(),
+        "only the last batch counts.\nLook at what is overwritten.": hits[-1].mean(),
+    }
+    for message, value in wrong_accuracies.items():
         if same_result(result[1], value.item()) and not same_result(accuracy, value.item()):
             raise AssertionError(f"{what}: {message}")
     require(
@@ -313,65 +257,48 @@ def paired_interval(answer: Any) -> str:
     def differences(a: Sequence[float], b: Sequence[float]) -> list[float]:
         return [x - y for x, y in zip(a, b, strict=True)]
 
-    name = require_results(
+    name = require_numbers(
         answer,
         right,
         _SEEDS,
-        [
-            (
-                apart,
-                "the two networks' spreads are added up, as if their seeds had nothing in common.\n"
-                "For one seed both got the same images: which spread does that remove?",
+        {
+            "the two networks' spreads are added up, as if their seeds had nothing in common.\n"
+            "For one seed both got the same images: which spread does that remove?": apart,
+            "the two networks' spreads are added up.\nTake the differences by seed first, and "
+            "then one spread.": lambda a, b, t: (
+                mean(a) - mean(b),
+                t * (stdev(a) + stdev(b)) / math.sqrt(len(a)),
             ),
-            (
-                lambda a, b, t: (
-                    mean(a) - mean(b),
-                    t * (stdev(a) + stdev(b)) / math.sqrt(len(a)),
-                ),
-                "the two networks' spreads are added up.\nTake the differences by seed first, and "
-                "then one spread.",
+            "the variance is divided by n.\nOf n differences from their own mean, how many are "
+            "free?": lambda a, b, t: (
+                mean(differences(a, b)),
+                t * pstdev(differences(a, b)) / math.sqrt(len(a)),
             ),
-            (
-                lambda a, b, t: (
-                    mean(differences(a, b)),
-                    t * pstdev(differences(a, b)) / math.sqrt(len(a)),
-                ),
-                "the variance is divided by n.\nOf n differences from their own mean, how many are "
-                "free?",
+            "this is the spread of single seeds, not that of their mean.\nHow does a mean of more "
+            "seeds become "
+            "surer?": lambda a, b, t: (mean(differences(a, b)), t * stdev(differences(a, b))),
+            "the standard deviation is divided by n.\nFour times as many seeds: how much narrower "
+            "is the "
+            "interval?": lambda a, b, t: (
+                mean(differences(a, b)),
+                t * stdev(differences(a, b)) / len(a),
             ),
-            (
-                lambda a, b, t: (mean(differences(a, b)), t * stdev(differences(a, b))),
-                "this is the spread of single seeds, not that of their mean.\nHow does a mean of "
-                "more seeds become surer?",
+            "the factor is left out.\nLook at the third argument.": lambda a, b, t: (
+                right(a, b, t)[0],
+                right(a, b, 1)[1],
             ),
-            (
-                lambda a, b, t: (mean(differences(a, b)), t * stdev(differences(a, b)) / len(a)),
-                "the standard deviation is divided by n.\nFour times as many seeds: how much "
-                "narrower is the interval?",
+            "the differences have the wrong sign.\nThe question asks "
+            "for first minus second.": lambda a, b, t: (-right(a, b, t)[0], right(a, b, t)[1]),
+            "this is the whole width of the interval.\nThe question "
+            "asks for half of it.": lambda a, b, t: (right(a, b, t)[0], 2 * right(a, b, t)[1]),
+            "these are the ends of the interval.\nThe question asks for its centre and half of "
+            "its width.": lambda a, b, t: (
+                right(a, b, t)[0] - right(a, b, t)[1],
+                right(a, b, t)[0] + right(a, b, t)[1],
             ),
-            (
-                lambda a, b, t: (right(a, b, t)[0], right(a, b, 1)[1]),
-                "the factor is left out.\nLook at the third argument.",
-            ),
-            (
-                lambda a, b, t: (-right(a, b, t)[0], right(a, b, t)[1]),
-                "the differences have the wrong sign.\nThe question asks for first minus second.",
-            ),
-            (
-                lambda a, b, t: (right(a, b, t)[0], 2 * right(a, b, t)[1]),
-                "this is the whole width of the interval.\nThe question asks for half of it.",
-            ),
-            (
-                lambda a, b, t: (
-                    right(a, b, t)[0] - right(a, b, t)[1],
-                    right(a, b, t)[0] + right(a, b, t)[1],
-                ),
-                "these are the ends of the interval.\nThe question asks for its centre and half of "
-                "its width.",
-            ),
-        ],
-        "a pair of numbers (centre, half width)",
+        },
         "Write the differences by seed down first. All the rest is done with these numbers alone.",
+        "a pair of numbers (centre, half width)",
     )
     return f"{name} gives the interval of the paired differences"
 
@@ -388,45 +315,32 @@ def verdict(answer: Any) -> str:
     """A network wins only if the interval of the difference lies wholly on its side of 0."""
     right = _verdict
     swap = {"first": "second", "second": "first", "neither": "neither"}
-    name = require_results(
+    name = require_numbers(
         answer,
         right,
         _SEEDS,
-        [
-            (
-                lambda a, b, t: swap[right(a, b, t)],
-                "the winner is the one that errs *more*.\nThe numbers are errors: what does it "
-                "mean if first minus second is above 0?",
+        {
+            "the winner is the one that errs *more*.\nThe numbers are errors: what does it mean "
+            "if first minus second is above 0?": lambda a, b, t: swap[right(a, b, t)],
+            "there is always a winner.\nWhat if the interval holds 0?": lambda a, b, t: (
+                "first" if mean(a) < mean(b) else "second"
             ),
-            (
-                lambda a, b, t: "first" if mean(a) < mean(b) else "second",
-                "there is always a winner.\nWhat if the interval holds 0?",
+            "there is always a winner, and it is the one that errs more.\nWhat if the interval "
+            "holds 0?": lambda a, b, t: "second" if mean(a) < mean(b) else "first",
+            "the two networks' own intervals are compared.\nThe seeds are paired: which interval "
+            "is to be looked at?": lambda a, b, t: (
+                "neither"
+                if abs(mean(a) - mean(b)) <= t * (stdev(a) + stdev(b)) / math.sqrt(len(a))
+                else right(a, b, t)
             ),
-            (
-                lambda a, b, t: "second" if mean(a) < mean(b) else "first",
-                "there is always a winner, and it is the one that errs more.\nWhat if the interval "
-                "holds 0?",
+            "a network wins only if its worst seed beats the other's best.\nLook at the interval "
+            "of the difference by seed.": lambda a, b, t: (
+                "first" if max(a) < min(b) else "second" if max(b) < min(a) else "neither"
             ),
-            (
-                lambda a, b, t: (
-                    "neither"
-                    if abs(mean(a) - mean(b)) <= t * (stdev(a) + stdev(b)) / math.sqrt(len(a))
-                    else right(a, b, t)
-                ),
-                "the two networks' own intervals are compared.\nThe seeds are paired: which "
-                "interval is to be looked at?",
-            ),
-            (
-                lambda a, b, t: (
-                    "first" if max(a) < min(b) else "second" if max(b) < min(a) else "neither"
-                ),
-                "a network wins only if its worst seed beats the other's best.\nLook at the "
-                "interval of the difference by seed.",
-            ),
-        ],
-        'one of the words "first", "second" and "neither"',
+        },
         "Look at where the interval of first minus second lies: wholly below 0, wholly above it, "
         "or around it?",
+        'one of the words "first", "second" and "neither"',
     )
     return f"{name} names a winner only where the interval does"
 
@@ -476,20 +390,16 @@ def training_rates(answer: Any) -> str:
     shown = [round(rate, 6) for rate in rates]
     right = [_rate(epoch, _EPOCHS, _PEAK) for epoch in range(_EPOCHS)]
     by_batch = [_rate(3 * epoch, _EPOCHS, _PEAK) for epoch in range(_EPOCHS)]
-    hints = [
-        (
-            by_batch,
-            "It falls after so many *batches*: how often in an epoch is the scheduler told to "
-            "go on?",
-        ),
-        ([_PEAK] * _EPOCHS, "It never falls: who tells the scheduler to go on?"),
-        (
-            [_rate(epoch + 1, _EPOCHS, _PEAK) for epoch in range(_EPOCHS)],
-            "It falls one epoch early: what comes first in an epoch, training or the scheduler?",
-        ),
-    ]
+    hints = {
+        "It falls after so many *batches*: how often in an epoch is the "
+        "scheduler told to go on?": by_batch,
+        "It never falls: who tells the scheduler to go on?": [_PEAK] * _EPOCHS,
+        "It falls one epoch early: what comes first in an epoch, training or the scheduler?": [
+            _rate(epoch + 1, _EPOCHS, _PEAK) for epoch in range(_EPOCHS)
+        ],
+    }
     hint = "How many epochs does the scheduler believe to be over after each one?"
-    for wrong, message in hints:
+    for message, wrong in hints.items():
         if same_result(rates, wrong):
             hint = message
     require(same_result(rates, right), f"{what}: the rate is {shown}, epoch by epoch.\n{hint}")
@@ -505,40 +415,29 @@ def training_weights(answer: Any) -> str:
     by_batch = [[_rate(3 * e + b, _EPOCHS, _PEAK) for b in range(3)] for e in range(_EPOCHS)]
     start = copy.deepcopy(network)
     call_answer(f"{name}(network, ...)", answer, network, batches, _EPOCHS, _PEAK)
-    found = dict(network.named_parameters())
+    trained = dict(network.named_parameters())
 
     def same(weights: dict[str, Tensor]) -> bool:
-        return all(same_values(found[key], value) for key, value in weights.items())
+        return all(same_values(trained[key], value) for key, value in weights.items())
 
     if same(_train(start, batches, right)):
         return f"{name} trains by the paper's recipe"
-    mistakes: list[tuple[Any, str]] = [
-        (dict(start.named_parameters()), "the weights have not changed: who takes the step?"),
-        (
-            _train(start, batches, by_batch),
-            "the learning rate falls within an epoch.\nLook at where the scheduler is told to go "
-            "on.",
+    mistakes: dict[str, dict[str, Any]] = {
+        "the weights have not changed: who takes the step?": dict(start.named_parameters()),
+        "the learning rate falls within an epoch.\nLook at where the "
+        "scheduler is told to go on.": _train(start, batches, by_batch),
+        "the learning rate falls one epoch early.\nWhat comes first in an epoch, training or the "
+        "scheduler?": _train(start, batches, [*right[1:], right[-1]]),
+        "every step also uses the gradients of all steps before.\nbackward() adds to what is "
+        "there: who clears it, and when?": _train(start, batches, right, keep=True),
+        "a softmax comes before the cross-entropy.\nF.cross_entropy does its own.": _train(
+            start, batches, right, softmax=True
         ),
-        (
-            _train(start, batches, [*right[1:], right[-1]]),
-            "the learning rate falls one epoch early.\nWhat comes first in an epoch, "
-            "training or the scheduler?",
+        "the network trains in evaluation mode.\nLook at who switches the mode.": _train(
+            start, batches, right, training=False
         ),
-        (
-            _train(start, batches, right, keep=True),
-            "every step also uses the gradients of all steps before.\nbackward() adds to what is "
-            "there: who clears it, and when?",
-        ),
-        (
-            _train(start, batches, right, softmax=True),
-            "a softmax comes before the cross-entropy.\nF.cross_entropy does its own.",
-        ),
-        (
-            _train(start, batches, right, training=False),
-            "the network trains in evaluation mode.\nLook at who switches the mode.",
-        ),
-    ]
-    for weights, message in mistakes:
+    }
+    for message, weights in mistakes.items():
         require(not same(weights), f"{name}: {message}")
     raise AssertionError(
         f"{name}: the weights are not those of the recipe.\nMend only what is broken: the "
