@@ -32,3 +32,13 @@ def convolve_by_hand(conv: nn.Conv2d, x: Tensor) -> Tensor:
 def branch_by_hand(norm: nn.BatchNorm2d, conv: nn.Conv2d, x: Tensor) -> Tensor:
     """H_l: batch normalisation, ReLU, convolution."""
     return convolve_by_hand(conv, normalise_by_hand(norm, x).clamp(min=0))
+
+
+def mix_by_hand(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """A 1×1 convolution: one matrix at every pixel."""
+    return torch.einsum("om,nmhw->nohw", conv.weight[:, :, 0, 0], x)
+
+
+def mix_or_convolve_by_hand(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """A 1×1 convolution, or a 3×3 one with padding 1."""
+    return mix_by_hand(conv, x) if conv.kernel_size == (1, 1) else convolve_by_hand(conv, x)

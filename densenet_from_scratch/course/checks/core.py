@@ -9,6 +9,7 @@ import functools
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import starmap
 from types import FunctionType
 from typing import Any, TypeVar, cast
 
@@ -175,6 +176,17 @@ def _variants(mistakes: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield message, variant
 
 
+def mistake_of(value: Any, mistakes: Mapping[str, Any], otherwise: str) -> str:
+    """Return the message of the known mistake that gives a count or shape (the last one)."""
+    return {wrong: message for message, wrong in _variants(mistakes)}.get(value, otherwise)
+
+
+def require_none(mistakes: Mapping[str, Any], matches: Callable[[Any], bool], what: str) -> None:
+    """Require that no known mistake matches; otherwise say which."""
+    for message, wrong in _variants(mistakes):
+        require(not matches(wrong), f"{what}: {message}")
+
+
 def require_values(
     value: Any,
     right: Tensor,
@@ -186,10 +198,8 @@ def require_values(
     value = require_tensor(value, what)
     if same_values(value, right):
         return
-    for message, wrong in _variants(mistakes):
-        # A mistake that happens to give the right values here cannot be told apart: skip it.
-        if same_values(value, wrong) and not same_values(wrong, right):
-            raise AssertionError(f"{what}: {message}")
+    # A mistake that happens to give the right values here cannot be told apart: skip it.
+    require_none(mistakes, lambda w: same_values(value, w) and not same_values(w, right), what)
     raise AssertionError(f"{what}: {otherwise}")
 
 
@@ -197,23 +207,25 @@ def require_shape(
     value: Any,
     right: tuple[int, ...],
     what: str,
-    mistakes: Mapping[str, tuple[int, ...]],
+    mistakes: Mapping[str, tuple[int, ...] | list[tuple[int, ...]]],
     otherwise: str = "Look at which axis is which: (N, C, H, W).",
 ) -> None:
     """Require the right shape; if it is that of a known mistake, say which (the last one)."""
     found = tuple(require_tensor(value, what).shape)
-    hint = {wrong: message for message, wrong in mistakes.items()}.get(found, otherwise)
+    hint = mistake_of(found, mistakes, otherwise)
     require(found == right, f"{what} has shape {found}, which is not as asked.\n{hint}")
 
 
-def require_part(owner: nn.Module, attribute: str, kind: type[Part]) -> Part:
+def require_part(
+    owner: nn.Module,
+    attribute: str,
+    kind: type[Part],
+    hint: str = "Look at the names in the question: the checks and later code read them.",
+) -> Part:
     """Require that ``owner`` has a part of this very kind under this name; return it."""
     found = getattr(owner, attribute, None)
-    require(
-        type(found) is kind,
-        f"{type(owner).__name__} has no {kind.__name__} called self.{attribute}.\n"
-        "Look at the names in the question: the checks and later code read them.",
-    )
+    missing = f"{type(owner).__name__} has no {kind.__name__} called self.{attribute}."
+    require(type(found) is kind, f"{missing}\n{hint}")
     return cast(Part, found)
 
 
@@ -261,9 +273,7 @@ def require_numbers(
         require(_has_form(value, like), f"{text} gives a {type(value).__name__}.\n{hint}")
     if all(map(same_result, found, results)):
         return name
-    for message, wrong in _variants(mistakes):
-        if all(map(same_result, found, [wrong(*case) for case in cases])):
-            raise AssertionError(f"{name}: {message}")
+    require_none(mistakes, lambda w: all(map(same_result, found, starmap(w, cases))), name)
     for text, value, result in zip(texts, found, results, strict=True):
         require(same_result(value, result), f"{text} gives {value}, which is wrong.\n{otherwise}")
     return name

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from densenet_from_scratch.course.checks.bottleneck import mix_or_convolve_by_hand
-from densenet_from_scratch.course.checks.common import (
+from densenet_from_scratch.course.checks.core import (
     as_check,
     call_answer,
     random_maps,
     require,
     require_own,
-    require_results,
+    require_numbers,
     require_shape,
     require_tensor,
     require_values,
@@ -39,60 +39,40 @@ def _widths(inputs: list[int]) -> list[int]:
 def source_widths(answer: Any) -> str:
     """x_0 has what reader 1 reads; every other source what the next reader reads in addition."""
     right = _widths
-    name = require_results(
+    name = require_numbers(
         answer,
         right,
         [([8, 12, 16, 20],), ([6, 9, 12],), ([5, 7, 12, 13],), ([3, 10],), ([4],)],
-        [
-            (
-                lambda inputs: right(inputs)[1:],
-                "x_0 is missing.\nReader 1 reads a source, too: which one, and how many maps?",
+        {
+            "x_0 is missing.\nReader 1 reads a source, too: "
+            "which one, and how many maps?": lambda inputs: right(inputs)[1:],
+            "these are the maps of all sources that a reader reads together.\nHow many of them "
+            "has the reader before it read already?": lambda inputs: inputs,
+            "x_0 is missing, and the last reader's own maps are counted.\nNobody in the list "
+            "reads these.": lambda inputs: right(inputs)[1:] + right(inputs)[-1:],
+            "there is one source too many.\nDoes the last reader of the "
+            "list read what it makes?": lambda inputs: right(inputs) + right(inputs)[-1:],
+            "the newest source comes first.\nThe question asks for x_0 first.": lambda inputs: (
+                right(inputs)[::-1]
             ),
-            (
-                lambda inputs: inputs,
-                "these are the maps of all sources that a reader reads together.\nHow many of them "
-                "has the reader before it read already?",
-            ),
-            (
-                lambda inputs: right(inputs)[1:] + right(inputs)[-1:],
-                "x_0 is missing, and the last reader's own maps are counted.\nNobody in the list "
-                "reads these.",
-            ),
-            (
-                lambda inputs: right(inputs) + right(inputs)[-1:],
-                "there is one source too many.\nDoes the last reader of the list read what it "
-                "makes?",
-            ),
-            (
-                lambda inputs: right(inputs)[::-1],
-                "the newest source comes first.\nThe question asks for x_0 first.",
-            ),
-            (
-                lambda inputs: [inputs[0]] + [inputs[0] - r for r in inputs[1:]],
-                "the differences have the wrong sign, and are taken from the first reader.\nWho "
-                "reads more, a reader or the one before it?",
-            ),
-            (
-                lambda inputs: [inputs[0]] + [b - a for b, a in pairwise(inputs)],
-                "the differences have the wrong sign.\nWho reads more, a reader or the one before "
-                "it?",
-            ),
-            (
-                lambda inputs: [inputs[0]] + [r - inputs[0] for r in inputs[1:]],
-                "these are the maps of all layers so far together.\nCompare a reader with the one "
-                "just before it, not with the first.",
-            ),
-            (
-                lambda inputs: [inputs[0], *([right(inputs)[-1]] * (len(inputs) - 1))],
-                "every layer is taken to add as many maps as the last.\nThe list says for each "
-                "reader what it reads: look at all of its differences.",
-            ),
-            (
-                lambda inputs: [inputs[0], *([(right(inputs)[1:] or [0])[0]] * (len(inputs) - 1))],
-                "every layer is taken to add as many maps as the first.\nThe list says for each "
-                "reader what it reads: look at all of its differences.",
-            ),
-        ],
+            "the differences have the wrong sign, and are taken from the first reader.\nWho reads "
+            "more, a reader or "
+            "the one before it?": lambda inputs: [inputs[0]] + [inputs[0] - r for r in inputs[1:]],
+            "the differences have the wrong sign.\nWho reads more, a reader or the "
+            "one before it?": lambda inputs: [inputs[0]] + [b - a for b, a in pairwise(inputs)],
+            "these are the maps of all layers so far together.\nCompare a reader with the one "
+            "just before it, not "
+            "with the first.": lambda inputs: [inputs[0]] + [r - inputs[0] for r in inputs[1:]],
+            "every layer is taken to add as many maps as the last.\nThe list says for each reader "
+            "what it reads: look at all of its "
+            "differences.": lambda inputs: [inputs[0], *([right(inputs)[-1]] * (len(inputs) - 1))],
+            "every layer is taken to add as many maps as the first.\nThe list says for each "
+            "reader what it reads: look at all of its "
+            "differences.": lambda inputs: [
+                inputs[0],
+                *([(right(inputs)[1:] or [0])[0]] * (len(inputs) - 1)),
+            ],
+        },
         "a list of integers",
         "Go from each reader to the next one: which source has come in between, and with how many "
         "maps?",
@@ -128,25 +108,16 @@ def oldest_first(answer: Any) -> str:
             value,
             before[:, order],
             what,
-            [
-                (before, "nothing has moved.\nWhich source stands at column 0, before and after?"),
-                (
-                    before.flip(1),
-                    "the maps within each source have been turned round, too.\nOnly the sources "
-                    "change places: what has to stay together?",
-                ),
-                (
-                    before[:, wrong_order],
-                    "the weight is cut as if it already began with x_0.\nIn which order do the "
-                    "pieces stand when you cut?",
-                ),
-                (
-                    before[:, inside],
-                    "the maps within each source are turned round, and the sources stand where "
-                    "they stood.\nIt is the other way about.",
-                ),
-                (before.flip(0), "the outputs have been turned round.\nThe inputs are axis 1."),
-            ],
+            {
+                "nothing has moved.\nWhich source stands at column 0, before and after?": before,
+                "the maps within each source have been turned round, too.\nOnly the sources "
+                "change places: what has to stay together?": before.flip(1),
+                "the weight is cut as if it already began with x_0.\nIn which order do the pieces "
+                "stand when you cut?": before[:, wrong_order],
+                "the maps within each source are turned round, and the sources stand where they "
+                "stood.\nIt is the other way about.": before[:, inside],
+                "the outputs have been turned round.\nThe inputs are axis 1.": before.flip(0),
+            },
             "the columns are not in the order asked for.\nWrite down for each column of a small "
             "weight which source it reads, before and after.",
         )
@@ -213,49 +184,31 @@ def strength_values(answer: Any) -> str:
         what, value = _measure_strength(answer, name, weight, widths)
         w, pieces = weight.detach(), _columns(widths)
         right = _strength(w, widths)
-        mistakes = [
-            (
-                torch.stack([w[:, p].mean() for p in pieces]),
-                "weights of opposite sign cancel.\nLook for what the paper takes of each weight "
-                "before the mean.",
+        mistakes = {
+            "weights of opposite sign cancel.\nLook for what the paper takes of each weight "
+            "before the mean.": torch.stack([w[:, p].mean() for p in pieces]),
+            "the absolute value of the mean is taken.\nDo weights of 5 and -5 make a connection "
+            "of strength 0?": torch.stack([w[:, p].mean().abs() for p in pieces]),
+            "this is the root of the mean square.\nThe chapter takes the "
+            "mean absolute value.": torch.stack([w[:, p].square().mean().sqrt() for p in pieces]),
+            "this is the mean square.\nThe chapter takes the mean absolute value.": torch.stack(
+                [w[:, p].square().mean() for p in pieces]
             ),
-            (
-                torch.stack([w[:, p].mean().abs() for p in pieces]),
-                "the absolute value of the mean is taken.\nDo weights of 5 and -5 make a "
-                "connection of strength 0?",
+            "this is a sum, and a source with many maps gets a bonus for that.\nLook at what the "
+            "chapter's formula divides by.": torch.stack([w[:, p].abs().sum() for p in pieces]),
+            "only the source's maps are divided by, and not the outputs and the kernel's places.\n"
+            "How many weights belong to "
+            "a source?": torch.stack([w[:, p].abs().sum() / (p.stop - p.start) for p in pieces]),
+            "each strength is divided by the largest.\nThe percents are for later.": right
+            / right.max(),
+            "these are percents of the strongest.\nThe percents are for later.": 100
+            * right
+            / right.max(),
+            "the newest source comes first.\nThe widths begin with x_0.": right.flip(0),
+            "this is the largest weight of each source.\nThe chapter takes a mean.": torch.stack(
+                [w[:, p].abs().amax() for p in pieces]
             ),
-            (
-                torch.stack([w[:, p].square().mean().sqrt() for p in pieces]),
-                "this is the root of the mean square.\nThe chapter takes the mean absolute value.",
-            ),
-            (
-                torch.stack([w[:, p].square().mean() for p in pieces]),
-                "this is the mean square.\nThe chapter takes the mean absolute value.",
-            ),
-            (
-                torch.stack([w[:, p].abs().sum() for p in pieces]),
-                "this is a sum, and a source with many maps gets a bonus for that.\nLook at what "
-                "the chapter's formula divides by.",
-            ),
-            (
-                torch.stack([w[:, p].abs().sum() / (p.stop - p.start) for p in pieces]),
-                "only the source's maps are divided by, and not the outputs and the kernel's "
-                "places.\nHow many weights belong to a source?",
-            ),
-            (
-                right / right.max(),
-                "each strength is divided by the largest.\nThe percents are for later.",
-            ),
-            (
-                100 * right / right.max(),
-                "these are percents of the strongest.\nThe percents are for later.",
-            ),
-            (right.flip(0), "the newest source comes first.\nThe widths begin with x_0."),
-            (
-                torch.stack([w[:, p].abs().amax() for p in pieces]),
-                "this is the largest weight of each source.\nThe chapter takes a mean.",
-            ),
-        ]
+        }
         if len(w) == w.shape[1]:
             outputs = torch.stack([w[p].abs().mean() for p in pieces])
             mistakes.append(
@@ -282,35 +235,25 @@ def strength_gamma(answer: Any) -> str:
         w, g, pieces = weight.detach(), gamma.detach(), _columns(widths)
         by_map = w.abs().transpose(0, 1).flatten(1).mean(dim=1)
         plain = _strength(w, widths)
-        mistakes = [
-            (plain, "γ makes no difference.\nLook at what your code does with the third argument."),
-            (
-                torch.stack([(by_map * g)[p].mean() for p in pieces]),
-                "a negative γ makes a connection weaker.\nDoes a sign say how much?",
+        mistakes = {
+            "γ makes no difference.\nLook at what your code does with the third argument.": plain,
+            "a negative γ makes a connection weaker.\nDoes a sign say how much?": torch.stack(
+                [(by_map * g)[p].mean() for p in pieces]
             ),
-            (
-                plain * torch.stack([g[p].abs().mean() for p in pieces]),
-                "the mean weight is multiplied by the mean |γ|.\nWhat if the large weights stand "
-                "on the maps with the small γ? Each map has its own.",
+            "the mean weight is multiplied by the mean |γ|.\nWhat if the large weights stand on "
+            "the maps with the small "
+            "γ? Each map has its own.": plain * torch.stack([g[p].abs().mean() for p in pieces]),
+            "the γ of a source are averaged first.\nEach map has its own.": plain
+            * torch.stack([g[p].mean().abs() for p in pieces]),
+            "the weights are divided by |γ|.\nA map with a large γ reaches the convolution with "
+            "large values: does that make "
+            "its connection weaker?": torch.stack([(by_map / g.abs())[p].mean() for p in pieces]),
+            "γ is squared.\nThe chapter multiplies by |γ|.": torch.stack(
+                [(by_map * g.square())[p].mean() for p in pieces]
             ),
-            (
-                plain * torch.stack([g[p].mean().abs() for p in pieces]),
-                "the γ of a source are averaged first.\nEach map has its own.",
-            ),
-            (
-                torch.stack([(by_map / g.abs())[p].mean() for p in pieces]),
-                "the weights are divided by |γ|.\nA map with a large γ reaches the convolution "
-                "with large values: does that make its connection weaker?",
-            ),
-            (
-                torch.stack([(by_map * g.square())[p].mean() for p in pieces]),
-                "γ is squared.\nThe chapter multiplies by |γ|.",
-            ),
-            (
-                plain * g.abs().mean(),
-                "every source is multiplied by the mean of all |γ|.\nEach map has its own.",
-            ),
-        ]
+            "every source is multiplied by the mean of all |γ|.\nEach map has its own.": plain
+            * g.abs().mean(),
+        }
         if len(w) == w.shape[1]:
             rows = w.abs() * g.abs().reshape(-1, 1, 1, 1)
             mistakes.append(
@@ -559,16 +502,14 @@ def block_matrix(answer: Any) -> str:
             value.detach().to(right.dtype).nan_to_num(-1),
             right.nan_to_num(-1),
             what,
-            [
-                (
-                    flipped.nan_to_num(-1),
-                    "the newest source stands in the top row.\nThe top row is x_0.",
+            {
+                "the newest source stands in the top row.\nThe top row is x_0.": flipped.nan_to_num(
+                    -1
                 ),
-                (
-                    (100 * right / right.nan_to_num(0).amax(dim=0)).nan_to_num(-1),
-                    "these are percents already.\nLook at which of the two functions makes them.",
-                ),
-            ],
+                "these are percents already.\nLook at which of the two functions makes them.": (
+                    100 * right / right.nan_to_num(0).amax(dim=0)
+                ).nan_to_num(-1),
+            },
             "the strengths are wrong, or not where they should be.\nPrint the strengths of reader "
             "2 alone, and look for them in the matrix.",
         )
@@ -592,41 +533,26 @@ def reader_percent(answer: Any) -> str:
         )
         right = 100 * before / filled.amax(dim=0)
         require_shape(value, (readers, readers), what, {}, "One percent for each strength.")
-        mistakes = [
-            (
-                100 * before / filled.max(),
-                "all are percents of the block's strongest connection.\nIn the chapter, what is "
-                "100 % in each column?",
-            ),
-            (
-                100 * before / filled.amax(dim=1, keepdim=True),
-                "each *source's* strongest connection is 100 %.\nWhich of the two, rows or "
-                "columns, are the readers?",
-            ),
-            (
-                100 * before / filled.amax(dim=1),
-                "the columns are divided by what belongs to the rows.\nLook at the axis of the "
-                "maximum.",
-            ),
-            (right / 100, "these are shares from 0 to 1.\nThe question asks for percents."),
-            (
-                100 * before / filled.sum(dim=0),
-                "each column adds up to 100.\nThe chapter compares with the strongest, not with "
-                "the sum.",
-            ),
-            (
-                100 * before / before.nanmean(dim=0),
-                "each column is compared with its mean.\nWhat is 100 % in the chapter?",
-            ),
-            (
-                100 * before / before.diagonal(),
-                "each column is compared with its newest source.\nWhich one is the strongest?",
-            ),
-            (
-                100 * before / before[0],
-                "each column is compared with x_0.\nWhich one is the strongest?",
-            ),
-        ]
+        mistakes = {
+            "all are percents of the block's strongest connection.\nIn the chapter, what is 100 % "
+            "in each column?": 100 * before / filled.max(),
+            "each *source's* strongest connection is 100 %.\nWhich of the two, rows or columns, "
+            "are the readers?": 100 * before / filled.amax(dim=1, keepdim=True),
+            "the columns are divided by what belongs to the rows.\nLook at the axis of the "
+            "maximum.": 100 * before / filled.amax(dim=1),
+            "these are shares from 0 to 1.\nThe question asks for percents.": right / 100,
+            "each column adds up to 100.\nThe chapter compares with the strongest, not with the "
+            "sum.": 100 * before / filled.sum(dim=0),
+            "each column is compared with its mean.\nWhat is 100 % in the chapter?": 100
+            * before
+            / before.nanmean(dim=0),
+            "each column is compared with its newest source.\nWhich one is the strongest?": 100
+            * before
+            / before.diagonal(),
+            "each column is compared with x_0.\nWhich one is the strongest?": 100
+            * before
+            / before[0],
+        }
         _require_gaps(value, right, what)
         require_values(
             value.to(right.dtype).nan_to_num(-1),
@@ -713,43 +639,29 @@ def rises_values(answer: Any) -> str:
     rows = [survey.before.clone() for _ in pieces]
     for weight, piece in zip(rows, pieces, strict=True):
         weight[piece] = 0
-    mistakes = [
-        (
-            [value - whole for value in added],
-            "a source is taken away while those before it are still missing.\nWhat does the line "
-            "that should put it back write?",
-        ),
-        (
-            [after - before for before, after in pairwise([whole, *added])],
-            "each source is compared with the network that lacks those before it.\nThe question is "
-            "what *one* missing source does: compare with the whole network.",
-        ),
-        (
-            [0.0] * len(pieces),
-            "the loss never changes.\nWhose weight does `loss` look at, and whose has been set to "
-            "zero?",
-        ),
-        ([-value for value in right], "a loss that rises gets a negative number.\nMind the sign."),
-        (
-            [value + whole for value in right],
-            "these are losses, not their rises.\nWhat do you subtract?",
-        ),
-        (
-            [
-                survey.without([other for other in pieces if other != piece]) - whole
-                for piece in pieces
-            ],
-            "all sources *but* one are taken away.\nLook at what is set to zero.",
-        ),
-        (
-            [survey.without([slice(0, w)]) - whole for w in survey.widths],
-            "every source is looked for at column 0.\nWho moves the beginning on?",
-        ),
-        (
-            [survey.of(weight) - whole for weight in rows],
-            "outputs are taken away, not sources.\nWhich axis of a weight is its input?",
-        ),
-    ]
+    mistakes = {
+        "a source is taken away while those before it are still missing.\nWhat does the line that "
+        "should put it back write?": [value - whole for value in added],
+        "each source is compared with the network that lacks those before it.\nThe question is "
+        "what *one* missing source does: compare "
+        "with the whole network.": [after - before for before, after in pairwise([whole, *added])],
+        "the loss never changes.\nWhose weight does `loss` look at, and whose has been set to "
+        "zero?": [0.0] * len(pieces),
+        "a loss that rises gets a negative number.\nMind the sign.": [-value for value in right],
+        "these are losses, not their rises.\nWhat do you subtract?": [
+            value + whole for value in right
+        ],
+        "all sources *but* one are taken away.\nLook at what is set to zero.": [
+            survey.without([other for other in pieces if other != piece]) - whole
+            for piece in pieces
+        ],
+        "every source is looked for at column 0.\nWho moves the beginning on?": [
+            survey.without([slice(0, w)]) - whole for w in survey.widths
+        ],
+        "outputs are taken away, not sources.\nWhich axis of a weight is its input?": [
+            survey.of(weight) - whole for weight in rows
+        ],
+    }
     for wrong, message in mistakes:
         require(not same_result(result, wrong), f"{what}: {message}")
     require(
