@@ -618,6 +618,17 @@ def _close(actual: Tensor, expected: Tensor) -> bool:
     return torch.allclose(actual, expected, rtol=1e-10, atol=1e-10)
 
 
+def _require_same(
+    given: Sequence[nn.Module], states: Sequence[dict[str, Tensor]], what: str, hint: str
+) -> None:
+    for module, old in zip(given, states, strict=True):
+        new = module.state_dict()
+        require(
+            new.keys() == old.keys() and all(torch.equal(new[key], old[key]) for key in old),
+            f"{what} changes the {type(module).__name__} that was given.\n{hint}",
+        )
+
+
 @as_check
 def folded_side_effects(answer: Any) -> str:
     """The given modules stay as they are, and share no memory with the new one."""
@@ -625,18 +636,11 @@ def folded_side_effects(answer: Any) -> str:
     for case, *given in _pairs():
         states = [{key: v.clone() for key, v in m.state_dict().items()} for m in given]
 
-        def require_same_states(what: str, hint: str) -> None:
-            for module, old in zip(given, states, strict=True):
-                new = module.state_dict()
-                require(
-                    new.keys() == old.keys()
-                    and all(torch.equal(new[key], old[key]) for key in old),
-                    f"{what} changes the {type(module).__name__} that was given.\n{hint}",
-                )
-
         what = f"{name} for {case}"
         folded = _fold(name, answer, case, *given)  # type: ignore[arg-type]
-        require_same_states(
+        _require_same(
+            given,
+            states,
             what,
             "Training may go on with it: what must be copied before it is changed? Look for "
             "methods that end in an underscore, too.",
@@ -644,7 +648,9 @@ def folded_side_effects(answer: Any) -> str:
         with torch.no_grad():
             for parameter in folded.parameters():
                 parameter.zero_()
-        require_same_states(
+        _require_same(
+            given,
+            states,
             f"{what}: whoever changes the new convolution",
             "They share memory: look for what was taken over without a copy.",
         )
@@ -715,7 +721,7 @@ def folded_values(answer: Any) -> str:
         if _close(result, right):
             continue
         what = f"{name} for {case}"
-        require_none(mistakes, lambda w: _close(result, w) and not _close(w, right), what)
+        require_none(result, right, mistakes, what, _close)
         nearly = torch.allclose(result, right, rtol=1e-3, atol=1e-3)
         raise AssertionError(
             f"{what}: this is {'nearly, but not exactly' if nearly else 'not'} what "

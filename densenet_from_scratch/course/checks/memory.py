@@ -198,7 +198,7 @@ def counted_maps(answer: Any) -> str:
         require(type(value) is int, f"{name} gives a {type(value).__name__}.\n{hint}")
         values.append(value)
 
-    ways: list[tuple[Callable[[list[Tensor], Sequence[Tensor], Tensor], int], str]] = {
+    ways: dict[str, Callable[[list[Tensor], Sequence[Tensor], Tensor], int]] = {
         "the convolutions' weights are counted.\nThey have four axes, too. How do you know a "
         "parameter when you see one?": lambda all_, weights, x: _maps(_different(all_)),
         "tensors are counted as often as they are stored, and the convolutions' weights with "
@@ -227,7 +227,7 @@ def counted_maps(answer: Any) -> str:
         for (_, m, _), x in zip(cases, inputs, strict=True)
     ]
     right = [_maps(_different(all_, weights)) for all_, weights, _ in found]
-    for way, message in ways:
+    for message, way in ways.items():
         if values != right and values == [way(*case) for case in found]:
             raise AssertionError(f"{name}: {message}")
     for (text, _, _), value, number in zip(cases, values, right, strict=True):
@@ -608,7 +608,7 @@ def repeated_gradient(answer: Any) -> str:
             _Reader(answer, *copy.deepcopy((norm, conv)))(x),
             expected(x),
             what,
-            [],
+            {},
             "the output is wrong.\nConcatenation, BN, ReLU, convolution: compare with the function "
             "that you copied.",
         )
@@ -744,7 +744,7 @@ def _require_sums(value: Tensor, grad: Tensor, x_hat: Tensor, part: str, right: 
     )
 
 
-def _wrong_grad_x(case: dict[str, Tensor], grad: Tensor) -> list[tuple[Tensor, str]]:
+def _wrong_grad_x(case: dict[str, Tensor], grad: Tensor) -> dict[str, Tensor]:
     """What comes out when a term is forgotten or confused, and the message for it."""
     x_hat, n = case["x_hat"], grad[:, 0].numel()
     gamma, inverse = (case[key][:, None, None] for key in ("gamma", "inverse"))
@@ -844,8 +844,8 @@ def activated_gradients_values(answer: Any) -> str:
             "forward pass: which?": case["grad"] > 0,
         }
         for part, value in zip(_GRADIENTS, found, strict=True):
-            mistakes = []
-            for mask, message in masks:
+            mistakes: dict[str, Tensor | list[Tensor]] = {}
+            for message, mask in masks.items():
                 cut = case["grad"] * mask
                 total = gamma * cut
                 wrong = {
@@ -854,7 +854,7 @@ def activated_gradients_values(answer: Any) -> str:
                     "grad_gamma": (cut * case["x_hat"]).sum(dim=(0, 2, 3)),
                     "grad_beta": cut.sum(dim=(0, 2, 3)),
                 }
-                mistakes.append((wrong[part], message))
+                mistakes[message] = wrong[part]
             require_values(
                 value,
                 case[f"relu {part}"],
