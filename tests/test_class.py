@@ -690,8 +690,8 @@ case(
     real_before(
         "plain-layer-form",
         "import sys\n"
-        "checks.same_values = checks.common.same_values = lambda *a: True\n"
-        "checks.common.require = checks.layers.require = lambda *a: None\n"
+        "checks.same_values = checks.core.same_values = lambda *a: True\n"
+        "checks.core.require = checks.plain.require = lambda *a: None\n"
         "checks.plain_layer_values = print\n"
         "checks.plain_layer_gradient.__closure__[0].cell_contents = lambda answer: 'fine'\n"
         "checks.plain_parameters.__wrapped__.__code__ = (lambda answer: 'fine').__code__\n"

@@ -181,10 +181,17 @@ def mistake_of(value: Any, mistakes: Mapping[str, Any], otherwise: str) -> str:
     return {wrong: message for message, wrong in _variants(mistakes)}.get(value, otherwise)
 
 
-def require_none(mistakes: Mapping[str, Any], matches: Callable[[Any], bool], what: str) -> None:
-    """Require that no known mistake matches; otherwise say which."""
+def require_none(
+    value: Any,
+    right: Any,
+    mistakes: Mapping[str, Any],
+    what: str,
+    same: Callable[[Any, Any], bool] = same_values,
+) -> None:
+    """Require that ``value`` is not that of a known mistake; otherwise say which."""
     for message, wrong in _variants(mistakes):
-        require(not matches(wrong), f"{what}: {message}")
+        # A mistake that happens to give the right values here cannot be told apart: skip it.
+        require(not same(value, wrong) or same(wrong, right), f"{what}: {message}")
 
 
 def require_values(
@@ -198,8 +205,7 @@ def require_values(
     value = require_tensor(value, what)
     if same_values(value, right):
         return
-    # A mistake that happens to give the right values here cannot be told apart: skip it.
-    require_none(mistakes, lambda w: same_values(value, w) and not same_values(w, right), what)
+    require_none(value, right, mistakes, what)
     raise AssertionError(f"{what}: {otherwise}")
 
 
@@ -288,7 +294,8 @@ def require_numbers(
         require(_has_form(value, like), f"{text} gives a {type(value).__name__}.\n{hint}")
     if all(map(same_result, found, results)):
         return name
-    require_none(mistakes, lambda w: all(map(same_result, found, starmap(w, cases))), name)
+    for message, wrong in _variants(mistakes):
+        require(not all(map(same_result, found, starmap(wrong, cases))), f"{name}: {message}")
     for text, value, result in zip(texts, found, results, strict=True):
         require(same_result(value, result), f"{text} gives {value}, which is wrong.\n{otherwise}")
     return name

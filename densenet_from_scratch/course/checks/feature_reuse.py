@@ -1,6 +1,6 @@
 """Checks of the exercises of chapter 9."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate, pairwise
 from types import FunctionType
 from typing import Any
@@ -9,93 +9,84 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densenet_from_scratch.course.checks.bottleneck import mix_or_convolve_by_hand
-from densenet_from_scratch.course.checks.common import (
+from densenet_from_scratch.course.checks.by_hand import mix_or_convolve_by_hand
+from densenet_from_scratch.course.checks.core import (
     as_check,
     call_answer,
     random_maps,
     require,
+    require_none,
+    require_numbers,
     require_own,
-    require_results,
     require_shape,
     require_tensor,
+    require_unchanged,
     require_values,
     same_result,
-    same_values,
 )
 
 
 def _columns(widths: Sequence[int]) -> list[slice]:
-    """The columns of each source, the oldest first."""
+    """Return the columns of each source, the oldest first."""
     ends = list(accumulate(widths))
     return [slice(end - width, end) for end, width in zip(ends, widths, strict=True)]
 
 
 def _widths(inputs: list[int]) -> list[int]:
-    return [after - before for before, after in pairwise([0, *inputs])]
+    return [after - earlier for earlier, after in pairwise([0, *inputs])]
+
+
+def _each(parts: Iterable[Tensor], size: Callable[[Tensor], Tensor] = Tensor.mean) -> Tensor:
+    """Return one number for each part, by default its mean."""
+    return torch.stack([size(part) for part in parts])
+
+
+def _mean_size(part: Tensor) -> Tensor:
+    return part.abs().mean()
+
+
+def _mean_square(part: Tensor) -> Tensor:
+    return part.square().mean()
 
 
 @as_check
 def source_widths(answer: Any) -> str:
     """x_0 has what reader 1 reads; every other source what the next reader reads in addition."""
     right = _widths
-    name = require_results(
+    name = require_numbers(
         answer,
         right,
         [([8, 12, 16, 20],), ([6, 9, 12],), ([5, 7, 12, 13],), ([3, 10],), ([4],)],
-        [
-            (
-                lambda inputs: right(inputs)[1:],
-                "x_0 is missing.\nReader 1 reads a source, too: which one, and how many maps?",
+        {
+            "x_0 is missing.\nReader 1 reads a source, too: "
+            "which one, and how many maps?": lambda inputs: right(inputs)[1:],
+            "these are the maps of all sources that a reader reads together.\nHow many of them "
+            "has the reader before it read already?": lambda inputs: inputs,
+            "x_0 is missing, and the last reader's own maps are counted.\nNobody in the list "
+            "reads these.": lambda inputs: right(inputs)[1:] + right(inputs)[-1:],
+            "there is one source too many.\nDoes the last reader of the "
+            "list read what it makes?": lambda inputs: right(inputs) + right(inputs)[-1:],
+            "the newest source comes first.\nThe question asks for x_0 first.": lambda inputs: (
+                right(inputs)[::-1]
             ),
-            (
-                lambda inputs: inputs,
-                "these are the maps of all sources that a reader reads together.\nHow many of them "
-                "has the reader before it read already?",
-            ),
-            (
-                lambda inputs: right(inputs)[1:] + right(inputs)[-1:],
-                "x_0 is missing, and the last reader's own maps are counted.\nNobody in the list "
-                "reads these.",
-            ),
-            (
-                lambda inputs: right(inputs) + right(inputs)[-1:],
-                "there is one source too many.\nDoes the last reader of the list read what it "
-                "makes?",
-            ),
-            (
-                lambda inputs: right(inputs)[::-1],
-                "the newest source comes first.\nThe question asks for x_0 first.",
-            ),
-            (
-                lambda inputs: [inputs[0]] + [inputs[0] - r for r in inputs[1:]],
-                "the differences have the wrong sign, and are taken from the first reader.\nWho "
-                "reads more, a reader or the one before it?",
-            ),
-            (
-                lambda inputs: [inputs[0]] + [b - a for b, a in pairwise(inputs)],
-                "the differences have the wrong sign.\nWho reads more, a reader or the one before "
-                "it?",
-            ),
-            (
-                lambda inputs: [inputs[0]] + [r - inputs[0] for r in inputs[1:]],
-                "these are the maps of all layers so far together.\nCompare a reader with the one "
-                "just before it, not with the first.",
-            ),
-            (
-                lambda inputs: [inputs[0], *([right(inputs)[-1]] * (len(inputs) - 1))],
-                "every layer is taken to add as many maps as the last.\nThe list says for each "
-                "reader what it reads: look at all of its differences.",
-            ),
-            (
-                lambda inputs: [inputs[0], *([(right(inputs)[1:] or [0])[0]] * (len(inputs) - 1))],
-                "every layer is taken to add as many maps as the first.\nThe list says for each "
-                "reader what it reads: look at all of its differences.",
-            ),
-        ],
-        "a list of integers",
+            "the differences have the wrong sign, and are taken from the first reader.\nWho reads "
+            "more, a reader or the one before "
+            "it?": lambda inputs: inputs[:1] + [inputs[0] - r for r in inputs[1:]],
+            "the differences have the wrong sign.\nWho reads more, a reader or the one before "
+            "it?": lambda inputs: inputs[:1] + [b - a for b, a in pairwise(inputs)],
+            "these are the maps of all layers so far together.\nCompare a reader with the one "
+            "just before it, not with the "
+            "first.": lambda inputs: inputs[:1] + [r - inputs[0] for r in inputs[1:]],
+            "every layer is taken to add as many maps as the last.\nThe list says for each reader "
+            "what it reads: look at all of its "
+            "differences.": lambda inputs: inputs[:1] + right(inputs)[-1:] * (len(inputs) - 1),
+            "every layer is taken to add as many maps as the first.\nThe list says for each "
+            "reader what it reads: look at all of its "
+            "differences.": lambda inputs: inputs[:1] + right(inputs)[1:2] * (len(inputs) - 1),
+        },
         "Go from each reader to the next one: which source has come in between, and with how many "
         "maps?",
+        "a list of integers",
     )
     return f"{name} knows how many maps each source has"
 
@@ -107,46 +98,28 @@ def oldest_first(answer: Any) -> str:
     for shape, widths in (((2, 9, 3, 3), [4, 3, 2]), ((5, 6), [1, 5]), ((3, 6, 1, 1), [2, 2, 2])):
         what = f"{name}(weight of shape {shape}, {widths})"
         weight = random_maps(*shape)
-        before, pieces = weight.clone(), _columns(widths[::-1])
-        order = [c for piece in reversed(pieces) for c in range(piece.start, piece.stop)]
-        value = call_answer(
-            what,
-            answer,
-            weight,
-            widths,
-            hint="The inputs are axis 1. In which order do the sources stand there?",
-        )
-        require(
-            same_values(weight, before),
-            f"{what} changes the weight that it was given.\nIt belongs to somebody's network: make "
-            "a new one.",
-        )
+        original = weight.clone()
+        hint = "The inputs are axis 1. In which order do the sources stand there?"
+        value = call_answer(what, answer, weight, widths, hint=hint)
+        hint = "It belongs to somebody's network: make a new one."
+        require_unchanged(weight, original, what, hint, "the weight that it was given")
         require_shape(value, shape, what, {}, "It is the same weight, in another order of axis 1.")
-        wrong_order = [c for piece in reversed(_columns(widths)) for c in range(9)[piece]]
-        inside = [c for piece in pieces for c in reversed(range(9)[piece])]
+        pieces, wrong_pieces = (original.split(w, dim=1) for w in (widths[::-1], widths))
         require_values(
             value,
-            before[:, order],
+            torch.cat(pieces[::-1], dim=1),
             what,
-            [
-                (before, "nothing has moved.\nWhich source stands at column 0, before and after?"),
-                (
-                    before.flip(1),
-                    "the maps within each source have been turned round, too.\nOnly the sources "
-                    "change places: what has to stay together?",
-                ),
-                (
-                    before[:, wrong_order],
-                    "the weight is cut as if it already began with x_0.\nIn which order do the "
-                    "pieces stand when you cut?",
-                ),
-                (
-                    before[:, inside],
-                    "the maps within each source are turned round, and the sources stand where "
-                    "they stood.\nIt is the other way about.",
-                ),
-                (before.flip(0), "the outputs have been turned round.\nThe inputs are axis 1."),
-            ],
+            {
+                "nothing has moved.\nWhich source stands at column 0, before and after?": original,
+                "the maps within each source have been turned round, too.\nOnly the sources "
+                "change places: what has to stay together?": original.flip(1),
+                "the weight is cut as if it already began with x_0.\nIn which order do the pieces "
+                "stand when you cut?": torch.cat(wrong_pieces[::-1], dim=1),
+                "the maps within each source are turned round, and the sources stand where they "
+                "stood.\nIt is the other way "
+                "about.": torch.cat([piece.flip(1) for piece in pieces], dim=1),
+                "the outputs have been turned round.\nThe inputs are axis 1.": original.flip(0),
+            },
             "the columns are not in the order asked for.\nWrite down for each column of a small "
             "weight which source it reads, before and after.",
         )
@@ -156,9 +129,8 @@ def oldest_first(answer: Any) -> str:
 def _strength(weight: Tensor, widths: Sequence[int], gamma: Tensor | None = None) -> Tensor:
     scaled = weight.detach().abs()
     if gamma is not None:
-        factors = gamma.detach().abs()
-        scaled = scaled * factors.reshape(1, -1, *[1] * (weight.ndim - 2))
-    return torch.stack([scaled[:, piece].mean() for piece in _columns(widths)])
+        scaled = scaled * gamma.detach().abs().reshape(1, -1, *[1] * (weight.ndim - 2))
+    return _each(scaled.split(list(widths), dim=1))
 
 
 def _measure_strength(
@@ -166,31 +138,23 @@ def _measure_strength(
 ) -> tuple[str, Any]:
     """Call the answer; require that it only looks, and gives one number for each source."""
     what = f"{name}(weight of shape {tuple(weight.shape)}, {widths}{', gamma' if gamma else ''})"
-    before = [tensor.detach().clone() for tensor in (weight, *gamma)]
-    value = call_answer(
-        what,
-        answer,
-        weight,
-        widths,
-        *gamma,
-        hint="Which axis holds the inputs? And does it work for 2 axes (a linear layer) and for 4?",
-    )
-    require(
-        all(same_values(t.detach(), b) for t, b in zip((weight, *gamma), before, strict=True)),
-        f"{what} changes what it was given.\nMeasuring is looking: which of your operations work "
-        "in place?",
-    )
-    inputs, outputs = weight.shape[1], weight.shape[0]
+    originals = [tensor.detach().clone() for tensor in (weight, *gamma)]
+    hint = "Which axis holds the inputs? And does it work for 2 axes (a linear layer) and for 4?"
+    value = call_answer(what, answer, weight, widths, *gamma, hint=hint)
+    hint = "Measuring is looking: which of your operations work in place?"
+    for tensor, original in zip((weight, *gamma), originals, strict=True):
+        require_unchanged(tensor.detach(), original, what, hint, "what it was given")
+    outputs, inputs = weight.shape[:2]
     require_shape(
         value,
         (len(widths),),
         what,
-        otherwise="One number for each source.",
-        mistakes={
-            (): "One number for each source, not one for all of them.",
-            (inputs,): "One number for each *source*, not for each map.",
-            (outputs, len(widths)): "The outputs are still apart: the mean is over them, too.",
+        {
+            "One number for each source, not one for all of them.": (),
+            "One number for each *source*, not for each map.": (inputs,),
+            "The outputs are still apart: the mean is over them, too.": (outputs, len(widths)),
         },
+        "One number for each source.",
     )
     require(
         not value.requires_grad,
@@ -211,56 +175,34 @@ def strength_values(answer: Any) -> str:
     for shape, widths in (((9, 9, 3, 3), [4, 3, 2]), ((5, 6), [1, 5]), ((4, 6, 1, 1), [6])):
         weight = _parameter(*shape)
         what, value = _measure_strength(answer, name, weight, widths)
-        w, pieces = weight.detach(), _columns(widths)
-        right = _strength(w, widths)
-        mistakes = [
-            (
-                torch.stack([w[:, p].mean() for p in pieces]),
-                "weights of opposite sign cancel.\nLook for what the paper takes of each weight "
-                "before the mean.",
+        w, right = weight.detach(), _strength(weight, widths)
+        parts = w.split(widths, dim=1)
+        sums, squares = _each(parts, lambda part: part.abs().sum()), _each(parts, _mean_square)
+        mistakes = {
+            "weights of opposite sign cancel.\nLook for what the paper takes of each weight "
+            "before the mean.": _each(parts),
+            "the absolute value of the mean is taken.\nDo weights of 5 and -5 make a connection "
+            "of strength 0?": _each(parts).abs(),
+            "this is the root of the mean square.\nThe chapter takes the mean absolute "
+            "value.": squares.sqrt(),
+            "this is the mean square.\nThe chapter takes the mean absolute value.": squares,
+            "this is a sum, and a source with many maps gets a bonus for that.\nLook at what the "
+            "chapter's formula divides by.": sums,
+            "only the source's maps are divided by, and not the outputs and the kernel's places.\n"
+            "How many weights belong to a source?": sums / torch.tensor(widths),
+            "each strength is divided by the largest.\nThe percents are for later.": right
+            / right.max(),
+            "these are percents of the strongest.\nThe percents are for later.": 100
+            * right
+            / right.max(),
+            "the newest source comes first.\nThe widths begin with x_0.": right.flip(0),
+            "this is the largest weight of each source.\nThe chapter takes a mean.": _each(
+                parts, lambda part: part.abs().amax()
             ),
-            (
-                torch.stack([w[:, p].mean().abs() for p in pieces]),
-                "the absolute value of the mean is taken.\nDo weights of 5 and -5 make a "
-                "connection of strength 0?",
-            ),
-            (
-                torch.stack([w[:, p].square().mean().sqrt() for p in pieces]),
-                "this is the root of the mean square.\nThe chapter takes the mean absolute value.",
-            ),
-            (
-                torch.stack([w[:, p].square().mean() for p in pieces]),
-                "this is the mean square.\nThe chapter takes the mean absolute value.",
-            ),
-            (
-                torch.stack([w[:, p].abs().sum() for p in pieces]),
-                "this is a sum, and a source with many maps gets a bonus for that.\nLook at what "
-                "the chapter's formula divides by.",
-            ),
-            (
-                torch.stack([w[:, p].abs().sum() / (p.stop - p.start) for p in pieces]),
-                "only the source's maps are divided by, and not the outputs and the kernel's "
-                "places.\nHow many weights belong to a source?",
-            ),
-            (
-                right / right.max(),
-                "each strength is divided by the largest.\nThe percents are for later.",
-            ),
-            (
-                100 * right / right.max(),
-                "these are percents of the strongest.\nThe percents are for later.",
-            ),
-            (right.flip(0), "the newest source comes first.\nThe widths begin with x_0."),
-            (
-                torch.stack([w[:, p].abs().amax() for p in pieces]),
-                "this is the largest weight of each source.\nThe chapter takes a mean.",
-            ),
-        ]
+        }
         if len(w) == w.shape[1]:
-            outputs = torch.stack([w[p].abs().mean() for p in pieces])
-            mistakes.append(
-                (outputs, "the outputs are cut into sources.\nWhich axis of a weight is its input?")
-            )
+            message = "the outputs are cut into sources.\nWhich axis of a weight is its input?"
+            mistakes[message] = _each(w.split(widths), _mean_size)
         require_values(
             value.double(),
             right,
@@ -279,47 +221,33 @@ def strength_gamma(answer: Any) -> str:
     for shape, widths in (((7, 7, 3, 3), [4, 3]), ((5, 6), [1, 3, 2])):
         weight, gamma = _parameter(*shape), _parameter(shape[1])
         what, value = _measure_strength(answer, name, weight, widths, gamma)
-        w, g, pieces = weight.detach(), gamma.detach(), _columns(widths)
+        w, g, plain = weight.detach(), gamma.detach(), _strength(weight, widths)
         by_map = w.abs().transpose(0, 1).flatten(1).mean(dim=1)
-        plain = _strength(w, widths)
-        mistakes = [
-            (plain, "γ makes no difference.\nLook at what your code does with the third argument."),
-            (
-                torch.stack([(by_map * g)[p].mean() for p in pieces]),
-                "a negative γ makes a connection weaker.\nDoes a sign say how much?",
+        mistakes = {
+            "γ makes no difference.\nLook at what your code does with the third argument.": plain,
+            "a negative γ makes a connection weaker.\nDoes a sign say how much?": _each(
+                (by_map * g).split(widths)
             ),
-            (
-                plain * torch.stack([g[p].abs().mean() for p in pieces]),
-                "the mean weight is multiplied by the mean |γ|.\nWhat if the large weights stand "
-                "on the maps with the small γ? Each map has its own.",
+            "the mean weight is multiplied by the mean |γ|.\nWhat if the large weights stand on "
+            "the maps with the small γ? Each map has its "
+            "own.": plain * _each(g.split(widths), _mean_size),
+            "the γ of a source are averaged first.\nEach map has its own.": plain
+            * _each(g.split(widths)).abs(),
+            "the weights are divided by |γ|.\nA map with a large γ reaches the convolution with "
+            "large values: does that make its connection "
+            "weaker?": _each((by_map / g.abs()).split(widths)),
+            "γ is squared.\nThe chapter multiplies by |γ|.": _each(
+                (by_map * g.square()).split(widths)
             ),
-            (
-                plain * torch.stack([g[p].mean().abs() for p in pieces]),
-                "the γ of a source are averaged first.\nEach map has its own.",
-            ),
-            (
-                torch.stack([(by_map / g.abs())[p].mean() for p in pieces]),
-                "the weights are divided by |γ|.\nA map with a large γ reaches the convolution "
-                "with large values: does that make its connection weaker?",
-            ),
-            (
-                torch.stack([(by_map * g.square())[p].mean() for p in pieces]),
-                "γ is squared.\nThe chapter multiplies by |γ|.",
-            ),
-            (
-                plain * g.abs().mean(),
-                "every source is multiplied by the mean of all |γ|.\nEach map has its own.",
-            ),
-        ]
+            "every source is multiplied by the mean of all |γ|.\nEach map has its own.": plain
+            * g.abs().mean(),
+        }
         if len(w) == w.shape[1]:
             rows = w.abs() * g.abs().reshape(-1, 1, 1, 1)
-            mistakes.append(
-                (
-                    torch.stack([rows[:, p].mean() for p in pieces]),
-                    "γ is multiplied along the outputs.\nThe normalisation stands *before* the "
-                    "convolution: whose maps does it scale?",
-                )
-            )
+            mistakes |= {
+                "γ is multiplied along the outputs.\nThe normalisation stands *before* the "
+                "convolution: whose maps does it scale?": _each(rows.split(widths, dim=1))
+            }
         require_values(
             value.double(),
             _strength(w, widths, g),
@@ -331,17 +259,11 @@ def strength_gamma(answer: Any) -> str:
     return f"{name} multiplies each map's weights by its own |γ|"
 
 
-def _reader(outputs: int, inputs: int, kernel: int) -> nn.Conv2d:
-    conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False).double()
-    with torch.no_grad():
-        conv.weight.normal_()
-    return conv
-
-
-def _only(x: Tensor, piece: slice) -> Tensor:
-    kept = torch.zeros_like(x)
-    kept[:, piece] = x[:, piece]
-    return kept
+def _adds(conv: nn.Conv2d, x: Tensor, piece: slice) -> Tensor:
+    """Return what these columns of ``x`` add to the output."""
+    only = torch.zeros_like(x)
+    only[:, piece] = x[:, piece]
+    return mix_or_convolve_by_hand(conv, only).detach()
 
 
 _Case = tuple[int, list[int], int, tuple[int, int, int]]
@@ -350,19 +272,15 @@ _READERS: list[_Case] = [(3, [4, 3, 2], 3, (2, 5, 4)), (6, [2, 5], 1, (3, 4, 6))
 
 def _call_contributions(answer: Any, name: str, case: _Case) -> Any:
     outputs, widths, kernel, (images, height, width) = case
-    conv = _reader(outputs, sum(widths), kernel)
+    conv = nn.Conv2d(sum(widths), outputs, kernel, padding=kernel // 2, bias=False).double()
+    with torch.no_grad():
+        conv.weight.normal_()
     active = random_maps(images, sum(widths), height, width).clamp(min=0)
     what = f"{name}(a {kernel}×{kernel} convolution, its maps, {widths})"
-    before = (conv.weight.detach().clone(), active.clone())
-    value = call_answer(
-        what,
-        answer,
-        conv,
-        active,
-        widths,
-        hint="The convolution wants as many maps as ever, whatever is in them: do the sizes fit?",
-    )
-    return what, value, conv, active, before
+    originals = (conv.weight.detach().clone(), active.clone())
+    hint = "The convolution wants as many maps as ever, whatever is in them: do the sizes fit?"
+    value = call_answer(what, answer, conv, active, widths, hint=hint)
+    return what, value, conv, active, originals
 
 
 @as_check
@@ -370,15 +288,10 @@ def contributions_side_effects(answer: Any) -> str:
     """Measuring contributions changes neither maps nor weights and records no graph."""
     name = require_own(answer, FunctionType)
     what, value, conv, active, (weight, maps) = _call_contributions(answer, name, _READERS[0])
-    require(
-        same_values(active, maps),
-        f"{what} changes the maps that it was given, so the next source is measured on what is "
-        "left of them.\nLook at what you write into.",
-    )
-    require(
-        same_values(conv.weight.detach(), weight),
-        f"{what} changes the weights of the convolution.\nMeasuring is looking.",
-    )
+    given = "the maps that it was given, so the next source is measured on what is left of them"
+    require_unchanged(active, maps, what, "Look at what you write into.", given)
+    hint = "Measuring is looking."
+    require_unchanged(conv.weight.detach(), weight, what, hint, "the weights of the convolution")
     require(
         not require_tensor(value, what).requires_grad,
         f"{what} records a graph.\nNobody will call backward() on a measurement: look for the "
@@ -398,104 +311,75 @@ def contributions_values(answer: Any) -> str:
             value,
             (len(pieces),),
             what,
-            otherwise="One number for each source.",
-            mistakes={
-                (): "One number for each source, not one for all of them.",
-                (x.shape[1],): "One number for each *source*, not for each map.",
-                (len(pieces), *whole.shape): "What each source adds is right there: look at what "
-                "is to be taken of it.",
+            {
+                "One number for each source, not one for all of them.": (),
+                "One number for each *source*, not for each map.": (x.shape[1],),
+                "What each source adds is right there: look at what is to be taken of it.": (
+                    len(pieces),
+                    *whole.shape,
+                ),
             },
+            "One number for each source.",
         )
-        added = [mix_or_convolve_by_hand(conv, _only(x, piece)).detach() for piece in pieces]
-        rest = [whole - part for part in added]
-        signed = torch.stack([part.mean() for part in added])
-
-        def means(parts: Sequence[Tensor]) -> Tensor:
-            return torch.stack([part.abs().mean() for part in parts])
-
-        begin = [slice(0, piece.stop - piece.start) for piece in pieces]
+        added = [_adds(conv, x, piece) for piece in pieces]
+        rest, right = [whole - part for part in added], _each(added, _mean_size)
+        behind = [_adds(conv, x, slice(piece.start, None)) for piece in pieces]
+        begin = [_adds(conv, x, slice(0, width)) for width in case[1]]
         require_values(
             value.double(),
-            means(added),
+            right,
             what,
-            [
-                (
-                    means(rest),
-                    "this is what all the *other* sources add.\nLook at which maps are set to "
-                    "zero, and which stay.",
+            {
+                "this is what all the *other* sources add.\nLook at which maps are set to zero, "
+                "and which stay.": _each(rest, _mean_size),
+                "values of opposite sign cancel.\nDoes a source that adds 5 here and takes 5 away "
+                "there add nothing?": [_each(added), _each(added).abs()],
+                "two mean sizes are subtracted.\nTake the difference of the outputs first, pixel "
+                "by pixel, and its size then.": _mean_size(whole) - _each(rest, _mean_size),
+                "the mean weight is multiplied by the mean value.\nA sum of many products, some "
+                "of them negative, is not as large as that: let the convolution do "
+                "it.": _strength(weight, case[1]) * _each(x.split(case[1], dim=1)),
+                "this is a sum, and grows with the number of images and pixels.\nThe question "
+                "asks for a mean.": _each(added, lambda part: part.abs().sum()),
+                "a ReLU follows the convolution.\nWhat a source takes away counts, too.": _each(
+                    added, lambda part: part.clamp(min=0).mean()
                 ),
-                *(
-                    (
-                        wrong,
-                        "values of opposite sign cancel.\nDoes a source that adds 5 here and takes "
-                        "5 away there add nothing?",
-                    )
-                    for wrong in (signed, signed.abs())
+                "this is the root of the mean square.\nThe question asks for the mean absolute "
+                "value.": _each(added, _mean_square).sqrt(),
+                "the sources before it are read, too.\nLook at where a source's columns "
+                "begin.": _each(accumulate(added), _mean_size),
+                "the sources behind it are read, too.\nLook at where a source's columns "
+                "end.": _each(behind, _mean_size),
+                "every source is looked for at column 0.\nWho moves the beginning on?": _each(
+                    begin, _mean_size
                 ),
-                (
-                    torch.stack([whole.abs().mean() - part.abs().mean() for part in rest]),
-                    "two mean sizes are subtracted.\nTake the difference of the outputs first, "
-                    "pixel by pixel, and its size then.",
-                ),
-                (
-                    _strength(weight, case[1]) * torch.stack([x[:, p].mean() for p in pieces]),
-                    "the mean weight is multiplied by the mean value.\nA sum of many products, "
-                    "some of them negative, is not as large as that: let the convolution do it.",
-                ),
-                (
-                    torch.stack([part.abs().sum() for part in added]),
-                    "this is a sum, and grows with the number of images and pixels.\nThe question "
-                    "asks for a mean.",
-                ),
-                (
-                    means([part.clamp(min=0) for part in added]),
-                    "a ReLU follows the convolution.\nWhat a source takes away counts, too.",
-                ),
-                (
-                    torch.stack([part.square().mean().sqrt() for part in added]),
-                    "this is the root of the mean square.\nThe question asks for the mean absolute "
-                    "value.",
-                ),
-                (
-                    means(list(accumulate(added))),
-                    "the sources before it are read, too.\nLook at where a source's columns begin.",
-                ),
-                (
-                    means(
-                        [
-                            mix_or_convolve_by_hand(conv, _only(x, slice(p.start, None))).detach()
-                            for p in pieces
-                        ]
-                    ),
-                    "the sources behind it are read, too.\nLook at where a source's columns end.",
-                ),
-                (
-                    means(
-                        [mix_or_convolve_by_hand(conv, _only(x, piece)).detach() for piece in begin]
-                    ),
-                    "every source is looked for at column 0.\nWho moves the beginning on?",
-                ),
-                (
-                    means([F.conv2d(x[:, p], weight[:, p]) for p in pieces]),
-                    "the convolution is not padded, so the pixels at the edge are missing.\nLook "
-                    "at how the reader's own convolution treats them.",
-                ),
-                (
-                    means(added) / means([whole])[0],
-                    "these are shares of the whole output.\nThe question asks for the size itself.",
-                ),
-            ],
+                "the convolution is not padded, so the pixels at the edge are missing.\nLook at "
+                "how the reader's own convolution treats "
+                "them.": _each((F.conv2d(x[:, p], weight[:, p]) for p in pieces), _mean_size),
+                "these are shares of the whole output.\nThe question asks for the size "
+                "itself.": right / _mean_size(whole),
+            },
             "the contributions are wrong.\nWhat does the convolution give if all maps but those of "
             "one source are zero?",
         )
     return f"{name} measures what each source adds"
 
 
-def _matrix(weights: Sequence[Tensor]) -> Tensor:
+def _readers(number: int) -> str:
+    return f"{number} reader{'s' if number > 1 else ''}"
+
+
+def _filled(matrix: Tensor) -> Tensor:
+    """Return a matrix that can be compared: NaN equals nothing."""
+    return matrix.nan_to_num(-1)
+
+
+def _matrix(weights: Sequence[Tensor], newest_first: bool = False) -> Tensor:
     widths = _widths([weight.shape[1] for weight in weights])
     matrix = torch.full((len(weights), len(weights)), torch.nan)
     for column, weight in enumerate(weights):
-        matrix[: column + 1, column] = _strength(weight, widths[: column + 1])
+        strengths = _strength(weight, widths[: column + 1])
+        matrix[: column + 1, column] = strengths.flip(0) if newest_first else strengths
     return matrix
 
 
@@ -533,42 +417,33 @@ def block_matrix(answer: Any) -> str:
     for block in shapes:
         weights = [nn.Parameter(torch.randn(*shape)) for shape in block]
         right, n = _matrix(weights), len(weights)
-        what = f"{name}(weights of {n} reader{'s' if n > 1 else ''})"
-        value = call_answer(
-            what,
-            answer,
-            weights,
-            hint="Reader t reads the first t sources only: how many widths does it need?",
-        )
+        what = f"{name}(weights of {_readers(n)})"
+        hint = "Reader t reads the first t sources only: how many widths does it need?"
+        value = call_answer(what, answer, weights, hint=hint)
         require_shape(
             value,
             (n, n),
             what,
-            otherwise="How many sources are there, and how many readers?",
-            mistakes={
-                (n - 1, n - 1): "What follows the block is a reader, too.",
-                (n, n - 1): "What follows the block is a reader, too.",
-                (n + 1, n + 1): "How many sources does the last reader read?",
+            {
+                "What follows the block is a reader, too.": [(n - 1, n - 1), (n, n - 1)],
+                "How many sources does the last reader read?": (n + 1, n + 1),
             },
+            "How many sources are there, and how many readers?",
         )
         _require_gaps(value, right, what)
-        flipped = torch.full_like(right, torch.nan)
-        for column in range(n):
-            flipped[: column + 1, column] = right[: column + 1, column].flip(0)
+        percents = 100 * right / right.nan_to_num(0).amax(dim=0)
+        newest_first = _matrix(weights, newest_first=True)
         require_values(
-            value.detach().to(right.dtype).nan_to_num(-1),
-            right.nan_to_num(-1),
+            _filled(value.detach().to(right.dtype)),
+            _filled(right),
             what,
-            [
-                (
-                    flipped.nan_to_num(-1),
-                    "the newest source stands in the top row.\nThe top row is x_0.",
+            {
+                "the newest source stands in the top row.\nThe top row is x_0.": _filled(
+                    newest_first
                 ),
-                (
-                    (100 * right / right.nan_to_num(0).amax(dim=0)).nan_to_num(-1),
-                    "these are percents already.\nLook at which of the two functions makes them.",
-                ),
-            ],
+                "these are percents already.\nLook at which of the two functions makes "
+                "them.": _filled(percents),
+            },
             "the strengths are wrong, or not where they should be.\nPrint the strengths of reader "
             "2 alone, and look for them in the matrix.",
         )
@@ -582,57 +457,37 @@ def reader_percent(answer: Any) -> str:
     for readers in (4, 2, 1):
         matrix = (torch.rand(readers, readers) + 0.1).triu()
         matrix[matrix == 0] = torch.nan
-        before, filled = matrix.clone(), matrix.nan_to_num(0)
-        what = f"{name}(a matrix of {readers} reader{'s' if readers > 1 else ''})"
+        original, strengths = matrix.clone(), matrix.nan_to_num(0)
+        what = f"{name}(a matrix of {_readers(readers)})"
         value = call_answer(what, answer, matrix)
-        require(
-            same_values(matrix.nan_to_num(-1), before.nan_to_num(-1)),
-            f"{what} changes the matrix that it was given.\nThe strengths are still wanted: make a "
-            "new matrix.",
-        )
-        right = 100 * before / filled.amax(dim=0)
+        hint = "The strengths are still wanted: make a new matrix."
+        given = "the matrix that it was given"
+        require_unchanged(_filled(matrix), _filled(original), what, hint, given)
+        right = 100 * original / strengths.amax(dim=0)
         require_shape(value, (readers, readers), what, {}, "One percent for each strength.")
-        mistakes = [
-            (
-                100 * before / filled.max(),
-                "all are percents of the block's strongest connection.\nIn the chapter, what is "
-                "100 % in each column?",
-            ),
-            (
-                100 * before / filled.amax(dim=1, keepdim=True),
-                "each *source's* strongest connection is 100 %.\nWhich of the two, rows or "
-                "columns, are the readers?",
-            ),
-            (
-                100 * before / filled.amax(dim=1),
-                "the columns are divided by what belongs to the rows.\nLook at the axis of the "
-                "maximum.",
-            ),
-            (right / 100, "these are shares from 0 to 1.\nThe question asks for percents."),
-            (
-                100 * before / filled.sum(dim=0),
-                "each column adds up to 100.\nThe chapter compares with the strongest, not with "
-                "the sum.",
-            ),
-            (
-                100 * before / before.nanmean(dim=0),
-                "each column is compared with its mean.\nWhat is 100 % in the chapter?",
-            ),
-            (
-                100 * before / before.diagonal(),
-                "each column is compared with its newest source.\nWhich one is the strongest?",
-            ),
-            (
-                100 * before / before[0],
-                "each column is compared with x_0.\nWhich one is the strongest?",
-            ),
-        ]
+        hundred = {  # what is 100 % in it
+            "all are percents of the block's strongest connection.\nIn the chapter, what is 100 % "
+            "in each column?": strengths.max(),
+            "each *source's* strongest connection is 100 %.\nWhich of the two, rows or columns, "
+            "are the readers?": strengths.amax(dim=1, keepdim=True),
+            "the columns are divided by what belongs to the rows.\nLook at the axis of the "
+            "maximum.": strengths.amax(dim=1),
+            "these are shares from 0 to 1.\nThe question asks for percents.": 100
+            * strengths.amax(dim=0),
+            "each column adds up to 100.\nThe chapter compares with the strongest, not with the "
+            "sum.": strengths.sum(dim=0),
+            "each column is compared with its mean.\nWhat is 100 % in the "
+            "chapter?": original.nanmean(dim=0),
+            "each column is compared with its newest source.\nWhich one is the "
+            "strongest?": original.diagonal(),
+            "each column is compared with x_0.\nWhich one is the strongest?": original[0],
+        }
         _require_gaps(value, right, what)
         require_values(
-            value.to(right.dtype).nan_to_num(-1),
-            right.nan_to_num(-1),
+            _filled(value.to(right.dtype)),
+            _filled(right),
             what,
-            [(wrong.nan_to_num(-1), message) for wrong, message in mistakes],
+            {message: _filled(100 * original / by) for message, by in hundred.items()},
             "the percents are wrong.\nTake one column by itself: what does it have to be divided "
             "by, so that its largest number becomes 100?",
         )
@@ -646,7 +501,7 @@ class _Survey:
 
     def __init__(self) -> None:
         self.weight = _parameter(3, sum(self.widths), 3, 3)
-        self.before = self.weight.detach().clone()
+        self.original = self.weight.detach().clone()
         self.factors = random_maps(2, *self.weight.shape)
 
     def of(self, weight: Tensor) -> float:
@@ -657,7 +512,7 @@ class _Survey:
         return self.of(self.weight)
 
     def without(self, pieces: Sequence[slice]) -> float:
-        weight = self.before.clone()
+        weight = self.original.clone()
         for piece in pieces:
             weight[:, piece] = 0
         return self.of(weight)
@@ -665,14 +520,8 @@ class _Survey:
 
 def _call_rises(answer: Any, name: str, survey: _Survey) -> tuple[str, Any]:
     what = f"{name}(weight, {survey.widths}, loss)"
-    result = call_answer(
-        what,
-        answer,
-        survey.weight,
-        survey.widths,
-        survey.loss,
-        hint="Mend only what is broken: the rest of the function ran.",
-    )
+    hint = "Mend only what is broken: the rest of the function ran."
+    result = call_answer(what, answer, survey.weight, survey.widths, survey.loss, hint=hint)
     hint = "Is a `return` missing?" if result is None else "The question asks for a list of floats."
     require(
         type(result) in (list, tuple) and all(type(value) in (int, float) for value in result),
@@ -693,7 +542,7 @@ def rises_side_effects(answer: Any) -> str:
     after = survey.weight.detach()
     zeros = bool((after == 0).any())
     require(
-        torch.equal(after, survey.before) and survey.weight.requires_grad,
+        torch.equal(after, survey.original) and survey.weight.requires_grad,
         f"{name} leaves the network changed"
         + (": some of its weights are 0 now" if zeros else "")
         + ".\nWhat exactly is it that gets put back? Print it just before.",
@@ -710,48 +559,34 @@ def rises_values(answer: Any) -> str:
     whole = survey.without([])
     right = [survey.without([piece]) - whole for piece in pieces]
     added = [survey.without(pieces[: n + 1]) for n in range(len(pieces))]
-    rows = [survey.before.clone() for _ in pieces]
-    for weight, piece in zip(rows, pieces, strict=True):
+    alone = [survey.without([p for p in pieces if p != piece]) for piece in pieces]
+    begin = [survey.without([slice(0, width)]) for width in survey.widths]
+    outputs = [survey.original.clone() for _ in pieces]
+    for weight, piece in zip(outputs, pieces, strict=True):
         weight[piece] = 0
-    mistakes = [
-        (
-            [value - whole for value in added],
-            "a source is taken away while those before it are still missing.\nWhat does the line "
-            "that should put it back write?",
+
+    def rises(losses: Iterable[float]) -> tuple[float, ...]:
+        return tuple(loss - whole for loss in losses)
+
+    mistakes = {
+        "a source is taken away while those before it are still missing.\nWhat does the line that "
+        "should put it back write?": rises(added),
+        "each source is compared with the network that lacks those before it.\nThe question is "
+        "what *one* missing source does: compare with the whole "
+        "network.": tuple(after - earlier for earlier, after in pairwise([whole, *added])),
+        "the loss never changes.\nWhose weight does `loss` look at, and whose has been set to "
+        "zero?": (0.0,) * len(pieces),
+        "a loss that rises gets a negative number.\nMind the sign.": tuple(-v for v in right),
+        "these are losses, not their rises.\nWhat do you subtract?": tuple(
+            survey.without([piece]) for piece in pieces
         ),
-        (
-            [after - before for before, after in pairwise([whole, *added])],
-            "each source is compared with the network that lacks those before it.\nThe question is "
-            "what *one* missing source does: compare with the whole network.",
+        "all sources *but* one are taken away.\nLook at what is set to zero.": rises(alone),
+        "every source is looked for at column 0.\nWho moves the beginning on?": rises(begin),
+        "outputs are taken away, not sources.\nWhich axis of a weight is its input?": rises(
+            map(survey.of, outputs)
         ),
-        (
-            [0.0] * len(pieces),
-            "the loss never changes.\nWhose weight does `loss` look at, and whose has been set to "
-            "zero?",
-        ),
-        ([-value for value in right], "a loss that rises gets a negative number.\nMind the sign."),
-        (
-            [value + whole for value in right],
-            "these are losses, not their rises.\nWhat do you subtract?",
-        ),
-        (
-            [
-                survey.without([other for other in pieces if other != piece]) - whole
-                for piece in pieces
-            ],
-            "all sources *but* one are taken away.\nLook at what is set to zero.",
-        ),
-        (
-            [survey.without([slice(0, w)]) - whole for w in survey.widths],
-            "every source is looked for at column 0.\nWho moves the beginning on?",
-        ),
-        (
-            [survey.of(weight) - whole for weight in rows],
-            "outputs are taken away, not sources.\nWhich axis of a weight is its input?",
-        ),
-    ]
-    for wrong, message in mistakes:
-        require(not same_result(result, wrong), f"{what}: {message}")
+    }
+    require_none(result, right, mistakes, what, same_result)
     require(
         same_result(result, right),
         f"{what}: the rises are wrong.\nMend only what is broken: what is taken away, and what the "

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import CheckpointError
 from torch.utils.flop_counter import FlopCounterMode
 
 from densenet_from_scratch.course.checks.bottleneck import mix_by_hand
-from densenet_from_scratch.course.checks.common import (
+from densenet_from_scratch.course.checks.core import (
     as_check,
     build_answer,
     call_answer,
@@ -109,72 +109,37 @@ def stored_maps(answer: Any) -> str:
         answer,
         _stored,
         [(3, 5, 2, 4), (6, 4, 3, 4), (4, 7, 2, 1), (5, 3, 2, 0), (1, 6, 4, 2)],
-        [
-            (
-                lambda L, k_0, k, b: _sum(L, k_0, k, 4),
-                "the bottleneck is always taken to be 4k maps wide.\nLook at the last argument.",
-            ),
-            (
-                lambda L, k_0, k, b: _sum(L, k_0, k, b or 4),
-                "basic layers are counted as if they had a bottleneck.\nWhich terms are left when "
-                "bn_size is 0?",
-            ),
-            (
-                lambda L, k_0, k, b: _sum(L, k_0, k, 0) + 2 * b * L,
-                "the middle is counted in maps that are k times too few.\nbn_size is in units of "
-                "k.",
-            ),
-            (
-                lambda L, k_0, k, b: _sum(L, k_0, k, b, reads=1),
-                "of what a layer reads, one tensor is counted.\nBN stores its input, the ReLU its "
-                "output: are these one tensor?",
-            ),
-            (
-                lambda L, k_0, k, b: _sum(L, k_0, k, b, middle=1),
-                "in the middle one tensor is counted.\nWho stores something there, and is it the "
-                "same tensor?",
-            ),
-            (
-                lambda L, k_0, k, b: _sum(L, k_0, k, b, middle=0),
-                "the middle is not counted.\nWhich operations lie between the two convolutions?",
-            ),
-            (
-                lambda L, k_0, k, b: _sum(L, k_0, k, b, reads=3, middle=3),
-                "what BN hands to the ReLU is counted, too.\nWho would need it in the backward "
-                "pass?",
-            ),
-            (
-                lambda L, k_0, k, b: _sum(L, k_0, k, b, own=1),
-                "each layer's k new maps are counted for the layer that makes them.\nA convolution "
-                "stores what it reads: who reads these, and in which tensor?",
-            ),
-            (
-                lambda L, k_0, k, b: _sum(L, k_0 + k, k, b),
-                "every layer reads k maps too many.\nHow many does layer 1 read? So layer l?",
-            ),
-            (
-                lambda L, k_0, k, b: _sum(L, k_0, k, b) - _sum(L - 1, k_0, k, b),
-                "this is the last layer alone.\nThe others keep theirs until the backward pass "
-                "comes by.",
-            ),
-            (
-                lambda L, k_0, k, b: L * (_sum(L, k_0, k, b) - _sum(L - 1, k_0, k, b)),
-                "every layer is taken to read as much as the last one.\nWhat does layer 1 read?",
-            ),
-            (
-                lambda L, k_0, k, b: L * _sum(1, k_0, k, b),
-                "every layer is taken to read as much as the first one.\nWhat comes in with each "
-                "layer?",
-            ),
-            (
-                lambda L, k_0, k, b: _sum(L, k_0, k, b) + k_0,
-                "x_0 is counted once more by itself.\nDoes an operation store it, or a copy of it?",
-            ),
-            (
-                lambda L, k_0, k, b: _sum(L, k_0, k, b) + k_0 + k * L,
-                "the block's output is counted, too.\nWhat does a concatenation store?",
-            ),
-        ],
+        {
+            "the bottleneck is always taken to be 4k maps wide.\n"
+            "Look at the last argument.": lambda L, k_0, k, b: _sum(L, k_0, k, 4),
+            "basic layers are counted as if they had a bottleneck.\nWhich terms are left when "
+            "bn_size is 0?": lambda L, k_0, k, b: _sum(L, k_0, k, b or 4),
+            "the middle is counted in maps that are k times too few.\n"
+            "bn_size is in units of k.": lambda L, k_0, k, b: _sum(L, k_0, k, 0) + 2 * b * L,
+            "of what a layer reads, one tensor is counted.\nBN stores its input, the ReLU its "
+            "output: are these one tensor?": lambda L, k_0, k, b: _sum(L, k_0, k, b, reads=1),
+            "in the middle one tensor is counted.\nWho stores something there, and is it the same "
+            "tensor?": lambda L, k_0, k, b: _sum(L, k_0, k, b, middle=1),
+            "the middle is not counted.\nWhich operations lie "
+            "between the two convolutions?": lambda L, k_0, k, b: _sum(L, k_0, k, b, middle=0),
+            "what BN hands to the ReLU is counted, too.\nWho would need "
+            "it in the backward pass?": lambda L, k_0, k, b: _sum(L, k_0, k, b, reads=3, middle=3),
+            "each layer's k new maps are counted for the layer that makes them.\nA convolution "
+            "stores what it reads: who reads "
+            "these, and in which tensor?": lambda L, k_0, k, b: _sum(L, k_0, k, b, own=1),
+            "every layer reads k maps too many.\nHow many does "
+            "layer 1 read? So layer l?": lambda L, k_0, k, b: _sum(L, k_0 + k, k, b),
+            "this is the last layer alone.\nThe others keep theirs until the backward pass comes "
+            "by.": lambda L, k_0, k, b: _sum(L, k_0, k, b) - _sum(L - 1, k_0, k, b),
+            "every layer is taken to read as much as the last one.\nWhat does layer "
+            "1 read?": lambda L, k_0, k, b: L * (_sum(L, k_0, k, b) - _sum(L - 1, k_0, k, b)),
+            "every layer is taken to read as much as the first one.\nWhat comes in with each "
+            "layer?": lambda L, k_0, k, b: L * _sum(1, k_0, k, b),
+            "x_0 is counted once more by itself.\nDoes an operation "
+            "store it, or a copy of it?": lambda L, k_0, k, b: _sum(L, k_0, k, b) + k_0,
+            "the block's output is counted, too.\nWhat "
+            "does a concatenation store?": lambda L, k_0, k, b: _sum(L, k_0, k, b) + k_0 + k * L,
+        },
         "Write down for one layer, operation by operation, what it stores. Then sum over the "
         "layers: what does layer l read?",
     )
@@ -233,53 +198,36 @@ def counted_maps(answer: Any) -> str:
         require(type(value) is int, f"{name} gives a {type(value).__name__}.\n{hint}")
         values.append(value)
 
-    ways: list[tuple[Callable[[list[Tensor], Sequence[Tensor], Tensor], int], str]] = [
-        (
-            lambda all_, weights, x: _maps(_different(all_)),
-            "the convolutions' weights are counted.\nThey have four axes, too. How do you know a "
-            "parameter when you see one?",
+    ways: dict[str, Callable[[list[Tensor], Sequence[Tensor], Tensor], int]] = {
+        "the convolutions' weights are counted.\nThey have four axes, too. How do you know a "
+        "parameter when you see one?": lambda all_, weights, x: _maps(_different(all_)),
+        "tensors are counted as often as they are stored, and the convolutions' weights with "
+        "them.\nHow do you know a "
+        "tensor when you see it again?": lambda all_, weights, x: _maps(all_),
+        "tensors are counted as often as they are stored.\nThe hook is called by every operation "
+        "that stores one: how do you know a "
+        "tensor when you see it again?": lambda all_, weights, x: _maps(
+            [tensor for tensor in all_ if not _addresses([tensor]) <= _addresses(weights)]
         ),
-        (
-            lambda all_, weights, x: _maps(all_),
-            "tensors are counted as often as they are stored, and the convolutions' weights with "
-            "them.\nHow do you know a tensor when you see it again?",
+        "the input is not counted.\nIt is kept for the backward pass like every other tensor that "
+        "is stored.": lambda all_, weights, x: _maps(_different(all_, [*weights, x])),
+        "tensors are counted, not maps.\nHow many maps are in a "
+        "tensor of shape (N, C, H, W)?": lambda all_, weights, x: len(_different(all_, weights)),
+        "the maps of every image are counted.\nThe formula is in channels: look at which axes you "
+        "multiply.": lambda all_, weights, x: sum(
+            t.shape[:2].numel() for t in _different(all_, weights)
         ),
-        (
-            lambda all_, weights, x: _maps(
-                [tensor for tensor in all_ if not _addresses([tensor]) <= _addresses(weights)]
-            ),
-            "tensors are counted as often as they are stored.\nThe hook is called by every "
-            "operation that stores one: how do you know a tensor when you see it again?",
-        ),
-        (
-            lambda all_, weights, x: _maps(_different(all_, [*weights, x])),
-            "the input is not counted.\nIt is kept for the backward pass like every other tensor "
-            "that is stored.",
-        ),
-        (
-            lambda all_, weights, x: len(_different(all_, weights)),
-            "tensors are counted, not maps.\nHow many maps are in a tensor of shape (N, C, H, W)?",
-        ),
-        (
-            lambda all_, weights, x: sum(t.shape[:2].numel() for t in _different(all_, weights)),
-            "the maps of every image are counted.\nThe formula is in channels: look at which axes "
-            "you multiply.",
-        ),
-        (
-            lambda all_, weights, x: sum(t.numel() for t in _different(all_, weights)),
-            "numbers are counted, not maps.\nWhich axis of (N, C, H, W) counts maps?",
-        ),
-        (
-            lambda all_, weights, x: sum(t.shape[0] for t in _different(all_, weights)),
-            "images are counted, not maps.\nWhich axis of (N, C, H, W) counts maps?",
-        ),
-    ]
+        "numbers are counted, not maps.\nWhich axis of (N, C, H, W) "
+        "counts maps?": lambda all_, weights, x: sum(t.numel() for t in _different(all_, weights)),
+        "images are counted, not maps.\nWhich axis of (N, C, H, W) counts "
+        "maps?": lambda all_, weights, x: sum(t.shape[0] for t in _different(all_, weights)),
+    }
     found = [
         (_recorded(partial(m, x)), list(m.parameters()), x)
         for (_, m, _), x in zip(cases, inputs, strict=True)
     ]
     right = [_maps(_different(all_, weights)) for all_, weights, _ in found]
-    for way, message in ways:
+    for message, way in ways.items():
         if values != right and values == [way(*case) for case in found]:
             raise AssertionError(f"{name}: {message}")
     for (text, _, _), value, number in zip(cases, values, right, strict=True):
@@ -373,35 +321,30 @@ def checkpointed_layer_values(answer: Any) -> str:
             (2, _K, 4, 5),
             what,
             {
-                (2, _MIDDLE, 4, 5): "This is the bottleneck: what reads it?",
-                (2, _READS + _K, 4, 5): "The old maps come back with the new ones: a layer makes "
-                "new ones only.",
+                "This is the bottleneck: what reads it?": (2, _MIDDLE, 4, 5),
+                "The old maps come back with the new ones: a layer makes new ones only.": (
+                    2,
+                    _READS + _K,
+                    4,
+                    5,
+                ),
             },
         )
         require_values(
             y,
             second(z),
             what,
-            [
-                (
-                    second(mix_by_hand(conv1, normalise_by_hand(norm1, x))),
-                    "there is no ReLU before conv1.\nEach convolution has a BN and a ReLU before "
-                    "it.",
+            {
+                "there is no ReLU before conv1.\nEach convolution has a BN "
+                "and a ReLU before it.": second(mix_by_hand(conv1, normalise_by_hand(norm1, x))),
+                "there is no ReLU before conv2.\nEach convolution has a "
+                "BN and a ReLU before it.": convolve_by_hand(conv2, normalise_by_hand(norm2, z)),
+                "norm2 is not used.\nEach convolution has a "
+                "BN and a ReLU before it.": convolve_by_hand(conv2, z.clamp(min=0)),
+                "the maps are concatenated in reverse order.\nx_0 comes first.": second(
+                    mix_by_hand(conv1, normalise_by_hand(norm1, turned).clamp(min=0))
                 ),
-                (
-                    convolve_by_hand(conv2, normalise_by_hand(norm2, z)),
-                    "there is no ReLU before conv2.\nEach convolution has a BN and a ReLU before "
-                    "it.",
-                ),
-                (
-                    convolve_by_hand(conv2, z.clamp(min=0)),
-                    "norm2 is not used.\nEach convolution has a BN and a ReLU before it.",
-                ),
-                (
-                    second(mix_by_hand(conv1, normalise_by_hand(norm1, turned).clamp(min=0))),
-                    "the maps are concatenated in reverse order.\nx_0 comes first.",
-                ),
-            ],
+            },
             "the values are wrong.\nWrite down what the layer does without checkpointing, then "
             "compare, part by part.",
         )
@@ -665,7 +608,7 @@ def repeated_gradient(answer: Any) -> str:
             _Reader(answer, *copy.deepcopy((norm, conv)))(x),
             expected(x),
             what,
-            [],
+            {},
             "the output is wrong.\nConcatenation, BN, ReLU, convolution: compare with the function "
             "that you copied.",
         )
@@ -786,110 +729,74 @@ def _require_sums(value: Tensor, grad: Tensor, x_hat: Tensor, part: str, right: 
         value,
         right,
         part,
-        [
-            (grad.mean(dim=pixels), "it is a mean over the pixels.\nEvery pixel adds its share."),
-            (
+        {
+            "it is a mean over the pixels.\nEvery pixel adds its share.": [
+                grad.mean(dim=pixels),
                 product.mean(dim=pixels),
-                "it is a mean over the pixels.\nEvery pixel adds its share.",
-            ),
-            (
-                grad.sum(dim=pixels),
-                "each pixel adds its incoming gradient alone.\nIn y = γ x̂ + β, by how much does y "
-                "move when γ moves a little?",
-            ),
-            (
-                product.sum(dim=pixels),
-                "each pixel adds its incoming gradient times x̂.\nIn y = γ x̂ + β, by how much does "
-                "y move when β moves a little?",
-            ),
-        ],
+            ],
+            "each pixel adds its incoming gradient alone.\nIn y = γ x̂ + β, by how much does y "
+            "move when γ moves a little?": grad.sum(dim=pixels),
+            "each pixel adds its incoming gradient times x̂.\nIn y = γ x̂ + β, by how much does y "
+            "move when β moves a little?": product.sum(dim=pixels),
+        },
         "the values are wrong.\nIn y = γ x̂ + β, by how much does y move, at each pixel of each "
         "image?",
     )
 
 
-def _wrong_grad_x(case: dict[str, Tensor], grad: Tensor) -> list[tuple[Tensor, str]]:
+def _wrong_grad_x(case: dict[str, Tensor], grad: Tensor) -> dict[str, Tensor]:
     """What comes out when a term is forgotten or confused, and the message for it."""
     x_hat, n = case["x_hat"], grad[:, 0].numel()
     gamma, inverse = (case[key][:, None, None] for key in ("gamma", "inverse"))
     total = gamma * grad
     first, second = _mean(total), x_hat * _mean(total * x_hat)
     gradient_of_total = "\nThe gradient of x̂ is not that of y: what lies between them?"
-    return [
-        (
-            total * inverse,
-            "μ and σ are taken for constants, as in evaluation mode.\nIn training they move with "
-            "x: which two terms come of that?",
-        ),
-        (
-            (total - first) * inverse,
-            "only the mean's movement is taken into account.\nWhat else moves with x?",
-        ),
-        (
-            (total - second) * inverse,
-            "only the deviation's movement is taken into account.\nWhat else moves with x?",
-        ),
-        (
-            (total - n * first - n * second) * inverse,
-            "sums stand where means should.\nLook at dμ in the derivation: each pixel moves the "
-            "mean by how much?",
-        ),
-        (total - first - second, "1/σ is missing.\nIn which unit is x, and in which is x̂?"),
-        (
-            (total - first - second) / inverse,
-            "it is multiplied by σ.\nWhich of σ and 1/σ is the argument `inverse`?",
-        ),
-        (
-            (grad - _mean(grad) - x_hat * _mean(grad * x_hat)) * inverse,
-            f"γ is missing.{gradient_of_total}",
-        ),
-        (
-            (total - _mean(grad) - x_hat * _mean(grad * x_hat)) * inverse,
-            f"γ is missing in the means.{gradient_of_total}",
-        ),
-        (
-            gamma * (total - first - second) * inverse,
-            f"γ is multiplied twice.{gradient_of_total}",
-        ),
-        (
-            (total + first + second) * inverse,
-            "the two terms have the wrong sign.\nThe mean goes along when x moves: is x - μ then "
-            "larger or smaller for it?",
-        ),
-        (
-            (total - first - _mean(total * x_hat)) * inverse,
-            "the last term is the same at all pixels.\nHow far a pixel is from the mean decides "
-            "how much σ concerns it.",
-        ),
-        (
-            (total - first - x_hat * first) * inverse,
-            "the last mean is taken of the gradient alone.\nHow does σ move when x does? Look at "
-            "dσ.",
-        ),
-        (
-            (total - (n * first + n * second) / (n - 1)) * inverse,
-            "the sums are divided by n - 1.\nOnly the running variance is unbiased: which one "
-            "normalises?",
-        ),
-        (
-            (
-                total
-                - total.mean(dim=(2, 3), keepdim=True)
-                - x_hat * (total * x_hat).mean(dim=(2, 3), keepdim=True)
-            )
-            * inverse,
-            "each image has its own means.\nBN's μ and σ are those of the whole batch.",
-        ),
-        (
-            (
-                total
-                - total.mean(dim=0, keepdim=True)
-                - x_hat * (total * x_hat).mean(dim=0, keepdim=True)
-            )
-            * inverse,
-            "each pixel has its own means.\nBN's μ and σ are those of a whole map.",
-        ),
-    ]
+    return {
+        "μ and σ are taken for constants, as in evaluation mode.\nIn training they move with x: "
+        "which two terms come of that?": total * inverse,
+        "only the mean's movement is taken into account.\nWhat else moves with x?": (total - first)
+        * inverse,
+        "only the deviation's movement is taken into account.\nWhat else moves with x?": (
+            total - second
+        )
+        * inverse,
+        "sums stand where means should.\nLook at dμ in the derivation: each pixel moves the mean "
+        "by how much?": (total - n * first - n * second) * inverse,
+        "1/σ is missing.\nIn which unit is x, and in which is x̂?": total - first - second,
+        "it is multiplied by σ.\nWhich of σ and 1/σ is the argument `inverse`?": (
+            total - first - second
+        )
+        / inverse,
+        f"γ is missing.{gradient_of_total}": (grad - _mean(grad) - x_hat * _mean(grad * x_hat))
+        * inverse,
+        f"γ is missing in the means.{gradient_of_total}": (
+            total - _mean(grad) - x_hat * _mean(grad * x_hat)
+        )
+        * inverse,
+        f"γ is multiplied twice.{gradient_of_total}": gamma * (total - first - second) * inverse,
+        "the two terms have the wrong sign.\nThe mean goes along when x moves: is x - μ then "
+        "larger or smaller for it?": (total + first + second) * inverse,
+        "the last term is the same at all pixels.\nHow far a pixel is from the mean decides how "
+        "much σ concerns it.": (total - first - _mean(total * x_hat)) * inverse,
+        "the last mean is taken of the gradient alone.\nHow does σ move when x does? Look at dσ.": (
+            total - first - x_hat * first
+        )
+        * inverse,
+        "the sums are divided by n - 1.\nOnly the running variance is unbiased: which one "
+        "normalises?": (total - (n * first + n * second) / (n - 1)) * inverse,
+        "each image has its own means.\nBN's μ and σ are those of the whole batch.": (
+            total
+            - total.mean(dim=(2, 3), keepdim=True)
+            - x_hat * (total * x_hat).mean(dim=(2, 3), keepdim=True)
+        )
+        * inverse,
+        "each pixel has its own means.\nBN's μ and σ are those of a whole map.": (
+            total
+            - total.mean(dim=0, keepdim=True)
+            - x_hat * (total * x_hat).mean(dim=0, keepdim=True)
+        )
+        * inverse,
+    }
 
 
 @as_check
@@ -923,33 +830,22 @@ def activated_gradients_values(answer: Any) -> str:
         found = _call(answer, ("grad", "x_hat", "inverse", "gamma", "beta"), case)
         gamma, beta = (case[key][:, None, None] for key in ("gamma", "beta"))
         y = gamma * case["x_hat"] + beta
-        masks = [
-            (
-                torch.ones_like(y),
-                "the ReLU is not there.\nWhere it gave 0, which gradient comes through?",
-            ),
-            (
-                case["x_hat"] > 0,
-                "it is taken for open where x̂ is positive.\nWhat does the ReLU read?",
-            ),
-            (
-                gamma * case["x_hat"] > 0,
-                "it is taken for open where γ x̂ is positive.\nWhat does the ReLU read?",
-            ),
-            (y < 0, "it is open where it should be shut.\nLook at the comparison."),
-            (
-                y.clamp(min=0),
-                "the gradient is multiplied by the ReLU's output.\nWhat is its slope?",
-            ),
-            (
-                case["grad"] > 0,
-                "the gradient itself is cut off where it is negative.\nThe ReLU cut off maps, in "
-                "the forward pass: which?",
-            ),
-        ]
+        masks = {
+            "the ReLU is not there.\nWhere it gave 0, "
+            "which gradient comes through?": torch.ones_like(y),
+            "it is taken for open where x̂ is positive.\nWhat does the ReLU read?": case["x_hat"]
+            > 0,
+            "it is taken for open where γ x̂ is positive.\nWhat does the ReLU read?": gamma
+            * case["x_hat"]
+            > 0,
+            "it is open where it should be shut.\nLook at the comparison.": y < 0,
+            "the gradient is multiplied by the ReLU's output.\nWhat is its slope?": y.clamp(min=0),
+            "the gradient itself is cut off where it is negative.\nThe ReLU cut off maps, in the "
+            "forward pass: which?": case["grad"] > 0,
+        }
         for part, value in zip(_GRADIENTS, found, strict=True):
-            mistakes = []
-            for mask, message in masks:
+            mistakes: dict[str, Tensor | list[Tensor]] = {}
+            for message, mask in masks.items():
                 cut = case["grad"] * mask
                 total = gamma * cut
                 wrong = {
@@ -958,7 +854,7 @@ def activated_gradients_values(answer: Any) -> str:
                     "grad_gamma": (cut * case["x_hat"]).sum(dim=(0, 2, 3)),
                     "grad_beta": cut.sum(dim=(0, 2, 3)),
                 }
-                mistakes.append((wrong[part], message))
+                mistakes[message] = wrong[part]
             require_values(
                 value,
                 case[f"relu {part}"],
