@@ -1,8 +1,8 @@
 """DenseNet from scratch: the finished form of what the chapters of the course build.
 
 Each module mirrors a chapter and imports only from earlier ones. The networks and the data are
-exported here; what works on them is imported from its module: ``measure``, ``train``, ``plots``,
-``widgets`` and, in exercises, ``checks``.
+exported here; what works on them is imported from its module, ``measure`` or ``train``. What the
+course adds, figures and checks of exercises, is in ``course``, which the library never imports.
 """
 
 from densenet_from_scratch.data import load_data
@@ -16,12 +16,11 @@ from densenet_from_scratch.model import (
     densenet201,
     densenet264,
     densenet_cifar,
-    from_torchvision,
-    to_torchvision,
 )
 from densenet_from_scratch.osa import OSAModule, VoVNet, vovnet27_slim, vovnet39, vovnet57
 from densenet_from_scratch.plain import PlainLayer, PlainNet
 from densenet_from_scratch.residual import ResidualLayer, ResidualNet
+from densenet_from_scratch.torchvision_weights import from_torchvision, to_torchvision
 from densenet_from_scratch.transition import Transition
 
 __version__ = "0.1.0"

@@ -104,8 +104,8 @@ def check_device(device: str | torch.device) -> torch.device:
     except (RuntimeError, TypeError):
         raise ValueError(f"device must be 'auto', 'cpu' or 'cuda', got {device!r}") from None
     if result.type == "cuda" and (result.index or 0) >= torch.cuda.device_count():
-        found = torch.cuda.device_count()
-        raise ValueError(f"device must exist: PyTorch finds {found} CUDA GPUs, got {device!r}")
+        count = torch.cuda.device_count()
+        raise ValueError(f"device must exist: PyTorch finds {count} CUDA GPUs, got {device!r}")
     if result.type not in ("cpu", "cuda"):
         other = (
             torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None

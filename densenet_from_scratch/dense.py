@@ -7,6 +7,8 @@ concatenate feature maps along the channel axis. Each H_l adds k maps, the growt
 of a block with k_0 input maps reads k_0 + k(l - 1) of them.
 """
 
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -102,6 +104,27 @@ class BottleneckLayer(nn.Module):
         return F.dropout(x, self.drop_rate, self.training) if self.drop_rate else x
 
 
+class Reader(Protocol):
+    """What reads a finished block: BN, ReLU, and a pooling that may come before all the rest."""
+
+    pool_size: int
+    """Height and width of the windows that it pools, or 0 for the whole map."""
+
+    @property
+    def norm(self) -> nn.Module:
+        """What comes first."""
+
+    @property
+    def pools_first(self) -> bool:
+        """Whether pooling right after norm and ReLU gives the same."""
+
+    def __call__(self, maps: Tensor) -> Tensor:
+        """Run all of it on maps (N, k_0 + kL, H, W)."""
+
+    def after_pooling(self, pooled: Tensor) -> Tensor:
+        """Run what is left to do once norm, ReLU and pooling are done."""
+
+
 class DenseBlock(nn.Module):
     """L densely connected layers; all feature maps have one height and width.
 
@@ -151,3 +174,12 @@ class DenseBlock(nn.Module):
         for layer in self.layers:
             features.append(layer(torch.cat(features, dim=1)))
         return torch.cat(features, dim=1)
+
+    def read_by(self, reader: Reader, x: Tensor) -> Tensor:
+        """Return ``reader(self(x))``; ways of running a block may do both at once (chapter 10).
+
+        Args:
+            reader: a transition, or the network's head.
+            x: (N, k_0, H, W).
+        """
+        return reader(self(x))

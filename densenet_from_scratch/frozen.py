@@ -23,17 +23,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from densenet_from_scratch.arguments import check_images
-from densenet_from_scratch.dense import BottleneckLayer
-from densenet_from_scratch.efficient.as_built import why_not_as_built, why_not_round
-from densenet_from_scratch.efficient.shared import (
+from densenet_from_scratch.dense import BottleneckLayer, DenseBlock, DenseLayer
+from densenet_from_scratch.efficient import why_not_as_built, why_not_round
+from densenet_from_scratch.internals import is_watched
+from densenet_from_scratch.kernels import activate
+from densenet_from_scratch.kernels.layout import (
     PIECE,
     Scratch,
-    activate,
     as_maps,
     as_matrix,
     in_pieces,
 )
-from densenet_from_scratch.internals import is_watched
 from densenet_from_scratch.stem import ImageNetStem
 
 NO_SCRIPT = "torch.jit.script cannot read this network: use torch.jit.trace or torch.export"
@@ -57,7 +57,7 @@ def constant(values: Tensor) -> nn.Parameter:
 
 
 def has_changed(module: nn.Module) -> bool:
-    """Say whether a part of a frozen network was replaced, is watched or has its own forward."""
+    """Return whether a part of a frozen network was replaced, is watched or has its own forward."""
     kinds = (nn.ModuleList, FrozenBlock, FrozenLayer)
     return type(module) not in kinds or "forward" in vars(module) or is_watched(module)
 
@@ -69,8 +69,9 @@ class FrozenLayer(nn.Module):
         layer: the layer, as built.
     """
 
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, layer: nn.Module) -> None:
         super().__init__()
+        assert isinstance(layer, DenseLayer | BottleneckLayer)
         self.scale, self.shift = map(constant, fold(layer.norm1))
         self.bias: nn.Parameter | None = None
         self.weight = constant(layer.conv1.weight)
@@ -113,7 +114,9 @@ class FrozenBlock(nn.Module):
         conv: of the transition; none after the last block.
     """
 
-    def __init__(self, block: Any, norm: nn.BatchNorm2d, conv: nn.Conv2d | None = None) -> None:
+    def __init__(
+        self, block: DenseBlock, norm: nn.BatchNorm2d, conv: nn.Conv2d | None = None
+    ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(map(FrozenLayer, block.layers))
         self.scale, self.shift = map(constant, fold(norm))
@@ -138,14 +141,16 @@ class FrozenBlock(nn.Module):
             scratch: room for the piece at hand.
         """
         for layer in self.layers:
-            layer.write(every, middle, scratch)  # type: ignore[operator]
+            assert isinstance(layer, FrozenLayer)
+            layer.write(every, middle, scratch)
         for (part,) in in_pieces(every.matrix):
             activate(part, self.scale, self.shift, part)
         return every.maps.mean(dim=(2, 3)) if self.weight is None else F.avg_pool2d(every.maps, 2)
 
     def channels(self) -> tuple[int, int]:
         """Return how many maps there are in the block, and in a bottleneck (or 0)."""
-        first: Any = self.layers[0]
+        first = self.layers[0]
+        assert isinstance(first, FrozenLayer)
         return len(self.scale), 0 if first.weight1 is None else len(first.weight1)
 
 
@@ -208,10 +213,10 @@ class FrozenDenseNet(nn.Module):
     def _run(self, x: Tensor) -> Tensor:
         """Return the last block's features (N, C), written without concatenation."""
         maps = self.stem(x.contiguous(memory_format=torch.channels_last))
-        memory, weight = Scratch(maps), None
+        memory, weight = Scratch(maps.new_empty(0)), None
         with torch.inference_mode():  # spares each operation its bookkeeping for autograd
-            for frozen in self.blocks:
-                block: Any = frozen
+            for block in self.blocks:
+                assert isinstance(block, FrozenBlock)
                 (every, middle), scratch = spaces(memory, maps, block.channels())
                 if weight is None:
                     every.maps[:, : maps.shape[1]] = maps
@@ -266,6 +271,4 @@ def spaces(memory: Scratch, like: Tensor, channels: Sequence[int]) -> tuple[list
     sizes.append(min(sizes[0], torch.get_num_threads() * PIECE) if on_cpu else sizes[0])
     *parts, rest = memory.take(sum(sizes)).split(sizes)
     matrices = [part.view(rows, width) for part, width in zip(parts, channels, strict=True)]
-    scratch = Scratch(rest)
-    scratch.memory = rest
-    return [Space(matrix, as_maps(matrix, like)) for matrix in matrices], scratch
+    return [Space(matrix, as_maps(matrix, like)) for matrix in matrices], Scratch(rest)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.nn.modules import module as global_hooks
 from torch.utils import _python_dispatch as dispatch
 
-METHODS = ("__call__", "forward", "_conv_forward", "through_conv1", "after_conv1")
+METHODS = ("__call__", "forward", "_conv_forward", "through_conv1", "after_conv1", "after_pooling")
 """What the parts of a dense network compute with, where they have it."""
 FUNCTIONS = {
     (where, name): getattr(where, name)
@@ -33,27 +33,27 @@ def own_tensors_and_parts(module: nn.Module) -> tuple[Mapping[str, Any], ...]:
     """
     own = vars(module)
     try:
-        found = own["_parameters"], own["_buffers"], own["_modules"]
+        groups = own["_parameters"], own["_buffers"], own["_modules"]
     except KeyError:
         named = (module.named_parameters, module.named_buffers)
         return *(dict(find(recurse=False)) for find in named), dict(module.named_children())
-    return tuple({name: one for name, one in every.items() if one is not None} for every in found)
+    return tuple({name: one for name, one in group.items() if one is not None} for group in groups)
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Say whether a hook waits on a module, or its call has been compiled."""
+    """Return whether a hook waits on a module, or its call has been compiled."""
     own = vars(module)
     return any(own.get(name, True) for name in HOOKS) or bool(own.get("_compiled_call_impl"))
 
 
 def all_are_watched() -> bool:
-    """Say whether a hook waits on all modules there are."""
+    """Return whether a hook waits on all modules there are."""
     ask = getattr(global_hooks, "_has_any_global_hook", None)
     return ask is None or bool(ask())
 
 
 def is_in_mode() -> bool:
-    """Say whether a mode sees, and may change, each operation: a counter, a tracer, a fake.
+    """Return whether a mode sees, and may change, each operation: a counter, a tracer, a fake.
 
     The one of ``torch.set_default_device`` only places new tensors, and does not count.
     """
@@ -65,7 +65,7 @@ def is_in_mode() -> bool:
 
 
 def has_memory(tensor: Tensor) -> bool:
-    """Say whether a tensor's numbers lie somewhere: those of a batch under a transform do not."""
+    """Return whether a tensor has memory of its own: that of a batch under a transform has none."""
     try:
         tensor.untyped_storage()
     except (NotImplementedError, RuntimeError):
@@ -86,7 +86,7 @@ _NOTHING = torch.empty(0, device="cpu")
 
 
 def is_transformed() -> bool:
-    """Say whether a transform of torch.func, or forward-mode differentiation, is under way."""
+    """Return whether a transform of torch.func, or forward-mode differentiation, is under way."""
     try:
         _Probe.apply(_NOTHING)
         with forward_ad.dual_level():  # refuses to be nested

@@ -1,7 +1,6 @@
 """The whole DenseNet, for small images and for ImageNet (chapter 7)."""
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any, Literal
@@ -16,14 +15,14 @@ from densenet_from_scratch.arguments import (
     check_fraction,
     check_images,
 )
+from densenet_from_scratch.dense import DenseBlock
 from densenet_from_scratch.efficient import (
     BLOCK_TYPES,
-    block_and_pool,
-    block_and_transition,
     checkpointed_stem,
+    why_not_alike,
+    why_not_as_built,
     why_not_whole,
 )
-from densenet_from_scratch.efficient.as_built import why_not_alike, why_not_as_built
 from densenet_from_scratch.efficient.shared import parameters_of
 from densenet_from_scratch.frozen import NO_SCRIPT, FrozenDenseNet
 from densenet_from_scratch.internals import is_watched
@@ -66,6 +65,32 @@ class Features(nn.Module):
         for part in self.parts():
             part.train(mode)
         return super().train(mode)
+
+
+class Head:
+    """What reads the last block: BN, ReLU and global average pooling (section 3).
+
+    Args:
+        norm: the network's last BatchNorm.
+    """
+
+    pool_size, pools_first = 0, True
+
+    def __init__(self, norm: nn.Module) -> None:
+        self.norm = norm
+
+    def __call__(self, maps: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, C)."""
+        return F.relu(self.norm(maps)).mean(dim=(2, 3))
+
+    def after_pooling(self, pooled: Tensor) -> Tensor:
+        """Return ``pooled``, (N, C): nothing is left to do."""
+        return pooled
+
+
+def run(block: nn.Module, reader: Any, x: Tensor) -> Tensor:
+    """Return ``reader(block(x))``, both at once where the block knows how."""
+    return block.read_by(reader, x) if isinstance(block, DenseBlock) else reader(block(x))
 
 
 class DenseNet(nn.Module):
@@ -172,7 +197,7 @@ class DenseNet(nn.Module):
         if self.why_not_features():
             pooled = F.relu(self.features(x)).mean(dim=(2, 3))  # global average pooling: (N, C)
         else:
-            pooled = block_and_pool(self.blocks[-1], self.norm, self.up_to_last_block(x))
+            pooled = run(self.blocks[-1], Head(self.norm), self.up_to_last_block(x))
         return self.classifier(pooled)
 
     def up_to_last_block(self, x: Tensor) -> Tensor:
@@ -180,7 +205,7 @@ class DenseNet(nn.Module):
         x = check_images(x, self.in_channels, self.minimum_size)
         x = checkpointed_stem(self.stem, x) if self.checkpoint_stem else self.stem(x)
         for block, transition in zip(self.blocks, self.transitions, strict=False):
-            x = block_and_transition(block, transition, x)
+            x = run(block, transition, x)
         return x
 
     @property
@@ -229,8 +254,8 @@ class DenseNet(nn.Module):
                 return reason
             if reason := why_not_alike(block.layers, width, f"{name}.layers"):
                 return reason
-            made = [len(parameters_of(layer)[-1]) for layer in block.layers]
-            width = len(block.layers[0].norm1.weight) + sum(made)
+            new_maps = [len(parameters_of(layer)[-1]) for layer in block.layers]
+            width = len(block.layers[0].norm1.weight) + sum(new_maps)
             reader: Any = self
             if number < len(transitions):
                 reader = transitions[number]
@@ -362,59 +387,3 @@ def densenet201(num_classes: int = 1000, *, efficient: bool | str = False) -> De
 def densenet264(num_classes: int = 1000, *, efficient: bool | str = False) -> DenseNet:
     """DenseNet-264 of Table 1: k = 32, blocks of 6, 12, 64 and 48 layers."""
     return _imagenet(32, (6, 12, 64, 48), num_classes, efficient)
-
-
-def to_torchvision(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename a :class:`DenseNet`'s weights to torchvision's keys; the tensors are shared.
-
-    Raises:
-        ValueError: ``state_dict`` is no mapping.
-    """
-    _check_weights(state_dict)
-    rules = (
-        (r"^stem\.(conv|norm)\.", r"features.\g<1>0."),
-        (
-            r"^blocks\.(\d+)\.layers\.(\d+)\.",
-            lambda m: f"features.denseblock{int(m[1]) + 1}.denselayer{int(m[2]) + 1}.",
-        ),
-        (r"^transitions\.(\d+)\.", lambda m: f"features.transition{int(m[1]) + 1}."),
-        (r"^norm\.", "features.norm5."),
-    )
-    return {_rename(key, rules): value for key, value in state_dict.items()}
-
-
-def from_torchvision(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the weights of a torchvision DenseNet for :meth:`DenseNet.load_state_dict`.
-
-    The downloadable files still spell ``norm.1`` for what the class calls ``norm1``; both work.
-    The tensors are shared.
-
-    Raises:
-        ValueError: ``state_dict`` is no mapping.
-    """
-    _check_weights(state_dict)
-    rules = (
-        (r"\.(norm|conv)\.([12])\.", r".\1\2."),
-        (r"^features\.(conv|norm)0\.", r"stem.\1."),
-        (
-            r"^features\.denseblock(\d+)\.denselayer(\d+)\.",
-            lambda m: f"blocks.{int(m[1]) - 1}.layers.{int(m[2]) - 1}.",
-        ),
-        (r"^features\.transition(\d+)\.", lambda m: f"transitions.{int(m[1]) - 1}."),
-        (r"^features\.norm5\.", "norm."),
-    )
-    return {_rename(key, rules): value for key, value in state_dict.items()}
-
-
-def _check_weights(state_dict: Mapping[str, Tensor]) -> None:
-    if not isinstance(state_dict, Mapping):
-        kind = type(state_dict).__name__
-        raise ValueError(
-            f"state_dict must map names to tensors, as network.state_dict() does, got a {kind}"
-        )
-
-
-def _rename(key: str, rules: Sequence[tuple]) -> str:
-    for pattern, replacement in rules:
-        key = re.sub(pattern, replacement, key)
-    return key

@@ -180,10 +180,10 @@ class VoVNet(nn.Module):
                     f"got {counts!r}"
                 )
         self.stem = nn.Sequential()
-        for index, made in enumerate(stem_channels):
+        for index, maps in enumerate(stem_channels):
             end = index in (0, len(stem_channels) - 1)
-            self.stem.append(ConvLayer(width, made, stride=2 if end and not small_inputs else 1))
-            width = made
+            self.stem.append(ConvLayer(width, maps, stride=2 if end and not small_inputs else 1))
+            width = maps
         self.stages = nn.ModuleList()
         for middle, out, num_modules in zip(channels, out_channels, block_config, strict=True):
             stage = nn.Sequential()

@@ -43,3 +43,14 @@ class Transition(nn.Module):
         if self.drop_rate:
             x = F.dropout(x, self.drop_rate, self.training)
         return F.avg_pool2d(x, kernel_size=2)
+
+    pool_size = 2
+
+    @property
+    def pools_first(self) -> bool:
+        """Whether pooling before the convolution gives the same: both are sums, dropout is not."""
+        return not (self.drop_rate and self.training)
+
+    def after_pooling(self, pooled: Tensor) -> Tensor:
+        """Map pooled maps (N, m, ⌊H/2⌋, ⌊W/2⌋) to (N, ⌊θm⌋, ⌊H/2⌋, ⌊W/2⌋)."""
+        return self.conv(pooled)

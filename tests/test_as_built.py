@@ -999,7 +999,7 @@ def test_private_names_stand_in_one_file():
     from pathlib import Path
 
     folder = Path(internals.__file__).parent
-    for path in folder.glob("*.py"):
+    for path in folder.rglob("*.py"):
         if path.stem == "internals":
             continue
         for node in ast.walk(ast.parse(path.read_text())):

@@ -8,9 +8,10 @@ import sys
 import pytest
 import torch
 
-from densenet_from_scratch import command_line, densenet_cifar, load_data
+from densenet_from_scratch import densenet_cifar, load_data
 from densenet_from_scratch.data import Data
 from densenet_from_scratch.train import History, Recipe
+from densenet_from_scratch.train import __main__ as command_line
 from densenet_from_scratch.train.__main__ import main, parse
 
 SMALL = "--data digits --depth 10 --growth-rate 2 --epochs 1 --workers 0 --device cpu".split()

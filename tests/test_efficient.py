@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from densenet_from_scratch import DenseBlock, DenseNet
 from densenet_from_scratch.efficient import BLOCK_TYPES, checkpointed_stem, shared
 from densenet_from_scratch.kernels import cpu as fused
+from densenet_from_scratch.kernels import layout
 from densenet_from_scratch.measure import growth_exponent, saved_bytes, saved_tensors
 from densenet_from_scratch.stem import ImageNetStem
 
@@ -127,7 +128,7 @@ def test_it_gives_what_the_plain_block_gives(way, bottleneck, situation):
 @layer_types
 @pytest.mark.parametrize("situation", SITUATIONS.values(), ids=SITUATIONS)
 def test_it_does_so_without_a_compiler(way, bottleneck, situation, monkeypatch):
-    monkeypatch.setattr(shared, "kernels_for", lambda *tensors: None)
+    monkeypatch.setattr(fused, "kernels_for", lambda *tensors: None)
     plain, other = pair(way, 3, 4, 2, bottleneck, drop_rate=situation.drop_rate)
     assert_equal(outcome(other, situation), outcome(plain, situation))
 
@@ -281,7 +282,7 @@ def test_the_size_of_the_pieces_changes_nothing(way, options, numbers, monkeypat
         counted.append(len(rows))
         return rows
 
-    monkeypatch.setattr(shared, "PIECE", numbers)
+    monkeypatch.setattr(layout, "PIECE", numbers)
     monkeypatch.setattr(shared, "pieces", counting)
     assert_equal(gradients_of_a_step(other), expected)
     assert max(counted) > 1

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten
 
+from densenet_from_scratch import kernels
 from densenet_from_scratch.kernels import cpu as fused
 
 compiler = pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
@@ -39,15 +41,15 @@ def same(actual: Tensor, expected: Tensor) -> None:
 @shapes
 def test_affine(dtype, shape):
     x, (scale, shift) = matrix(*shape, dtype=dtype), torch.randn(2, shape[1], dtype=dtype)
-    kernels = fused.kernels_for(x, scale, shift)
+    way = fused.kernels_for(x, scale, shift)
     for relu in (False, True):
         expected = x * scale + shift
         expected = expected.relu() if relu else expected
         out = matrix(*shape, dtype=dtype)
-        same(kernels.affine(x, scale, shift, out, relu), expected)
+        same(way.affine(x, scale, shift, out, relu), expected)
         same(out, expected)
         twin = x.clone()
-        same(kernels.affine(twin, scale, shift, twin, relu), expected)
+        same(way.affine(twin, scale, shift, twin, relu), expected)
 
 
 @compiler
@@ -57,9 +59,9 @@ def test_combine(dtype, shape):
     gradient, x, out = (matrix(*shape, dtype=dtype) for _ in range(3))
     scale, slope, shift = torch.randn(3, shape[1], dtype=dtype)
     expected = scale * gradient + slope * x + shift
-    kernels = fused.kernels_for(gradient, x, out)
-    same(kernels.combine(gradient, x, scale, slope, shift, out), expected)
-    same(kernels.combine(gradient, x, scale, slope, shift, gradient), expected)
+    way = fused.kernels_for(gradient, x, out)
+    same(way.combine(gradient, x, scale, slope, shift, out), expected)
+    same(way.combine(gradient, x, scale, slope, shift, gradient), expected)
 
 
 @compiler
@@ -77,7 +79,7 @@ def test_moments(dtype, shape):
 @types
 @shapes
 @pytest.mark.parametrize("with_total", [True, False])
-def test_mask_and_sum(dtype, shape, with_total):
+def test_activate_backward(dtype, shape, with_total):
     gradient, x, total = (matrix(*shape, dtype=dtype) for _ in range(3))
     a, weight = x.relu(), torch.randn(shape[1], dtype=dtype)
     sums = torch.randn(2, shape[1], dtype=dtype)
@@ -85,22 +87,66 @@ def test_mask_and_sum(dtype, shape, with_total):
     expected = sums + torch.stack(((g * x).sum(0), g.sum(0)))
     expected_total = total + weight * g if with_total else g
     added = (weight, total) if with_total else ()
-    fused.kernels_for(gradient, a, x).mask_and_sum(gradient, a, x, sums, *added)
+    fused.kernels_for(gradient, a, x).activate_backward(gradient, a, x, sums, *added)
     same(sums, expected)
     same(total if with_total else gradient, expected_total)
+
+
+CHAINS = {
+    "normalise": lambda m, row: kernels.normalise(maps_of(m()), 1e-5),
+    "normalise and activate": lambda m, row: kernels.normalise(maps_of(m()), 1e-5, row(), row()),
+    "normalise into": lambda m, row: kernels.normalise(maps_of(m()), 1e-5, out=m()),
+    "activate": lambda m, row: kernels.activate(m(), row(), row(), m()),
+    "activate backward": lambda m, row: back(m, row, with_total=False),
+    "activate backward, total": lambda m, row: back(m, row, with_total=True),
+    "combine": lambda m, row: kernels.combine(m(), m(), row(), row(), row(), m()),
+}
+
+
+def maps_of(matrix: Tensor) -> Tensor:
+    return matrix[:, :, None, None]
+
+
+def back(m, row, with_total: bool) -> tuple[Tensor, ...]:
+    gradient, x, total, sums = m(), m(), m(), torch.stack((row(), row()))
+    kernels.activate_backward(gradient, x.relu(), x, sums, *((row(), total) if with_total else ()))
+    return total if with_total else gradient, sums
+
+
+@compiler
+@types
+@pytest.mark.parametrize("chain", CHAINS.values(), ids=CHAINS)
+@pytest.mark.parametrize("shape", [(2, 1), (131, 37), (3000, 70)])
+def test_every_way_gives_what_the_reference_gives(chain, dtype, shape, monkeypatch):
+    results = []
+    for way in ("cpu", "reference"):
+        torch.manual_seed(1)
+        results.append(
+            chain(
+                lambda: matrix(*shape, dtype=dtype),
+                lambda: torch.rand(shape[1], dtype=dtype) + 0.5,
+            )
+        )
+        assert fused.kernels_for(matrix(*shape, dtype=dtype)) or way == "reference"
+        monkeypatch.setattr(fused, "kernels_for", lambda *tensors: None)
+    flat, expected = (tree_flatten(result)[0] for result in results)
+    assert len(flat) == len(expected)
+    for value, other in zip(flat, expected, strict=True):
+        relative = 1e-3 if dtype == torch.float32 else 1e-9
+        torch.testing.assert_close(value, other, rtol=relative, atol=relative)
 
 
 @compiler
 def test_nan_stays_nan_as_in_pytorch():
     x, ones, zeros = torch.tensor([[float("nan"), -1.0, 1.0]]), torch.ones(3), torch.zeros(3)
-    kernels = fused.kernels_for(x)
+    way = fused.kernels_for(x)
     same_nan = torch.testing.assert_close
-    a = kernels.affine(x, ones, zeros, torch.empty_like(x), relu=True)
+    a = way.affine(x, ones, zeros, torch.empty_like(x), relu=True)
     same_nan(a, x.relu(), equal_nan=True)
     gradient, sums = torch.ones(1, 3), torch.zeros(2, 3)
-    kernels.mask_and_sum(gradient, a, x, sums)
+    way.activate_backward(gradient, a, x, sums)
     same_nan(gradient, torch.tensor([[1.0, 0.0, 1.0]]))
-    assert sums[0, 0].isnan() and kernels.moments(x)[:, 0].isnan().all()
+    assert sums[0, 0].isnan() and way.moments(x)[:, 0].isnan().all()
 
 
 @compiler
@@ -112,7 +158,7 @@ def test_sums_are_the_same_each_time_on_any_number_of_threads(threads):
         torch.set_num_threads(threads)
         for _ in range(5):
             sums = torch.zeros(2, 40)
-            fused.kernels_for(x).mask_and_sum(gradient.clone(), x.relu(), x, sums)
+            fused.kernels_for(x).activate_backward(gradient.clone(), x.relu(), x, sums)
             found.append(sums)
     finally:
         torch.set_num_threads(before)

@@ -241,7 +241,7 @@ def test_seconds_side_by_side_runs_in_turn_and_leaves_out_the_first_round(monkey
 
         return run
 
-    monkeypatch.setattr(measure, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(measure.timing, "perf_counter", lambda: clock[0])
     runs = {"a": make("a", [50.0, 1.0, 2.0, 3.0]), "b": make("b", [60.0, 4.0, 5.0, 6.0])}
     seconds = seconds_side_by_side(runs, rounds=3)
     assert calls == list("abababab")

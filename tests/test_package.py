@@ -22,14 +22,16 @@ FOLDER = Path(densenet_from_scratch.__file__).parent
 # A module imports only from floors below its own; a folder's own name is its ``__init__``.
 FLOORS = [
     {"internals"},
-    {"arguments", "stem"},
-    {"data", "measure", "plain", "kernels.cpu", "kernels"},
-    {"residual", "dense", "transition", "osa"},
+    {"arguments", "stem", "kernels.layout", "measure.signals", "measure.timing"},
+    {"data", "measure.counts", "measure.memory", "measure.reuse", "plain"},
+    {"measure", "kernels.cpu", "kernels.reference"},
+    {"residual", "dense", "transition", "osa", "kernels"},
     {"efficient.as_built", "efficient.shared"},
     {"efficient.checkpointed"},
+    {"efficient.blocks"},
     {"efficient"},
     {"frozen"},
-    {"model"},
+    {"model", "torchvision_weights"},
     {"train.checkpoints"},
     {"train"},
     {"train.__main__"},
@@ -105,7 +107,8 @@ def public_members(module: str) -> list[tuple[str, object]]:
             for method_name, method in vars(member).items():
                 method = method.fget if isinstance(method, property) else method
                 public = not method_name.startswith("_") or method_name in ("__init__", "__len__")
-                if inspect.isfunction(method) and public:
+                own = getattr(method, "__module__", "") == member.__module__
+                if inspect.isfunction(method) and public and own:
                     found.append((f"{name}.{method_name}", method))
         elif inspect.isfunction(member):
             found.append((name, member))

@@ -153,8 +153,8 @@ STAGES = [
 ]
 
 
-def test_architecture_draws_every_stage_to_scale():
-    sizes, channels = plots.architecture(STAGES).axes
+def test_stage_diagram_draws_every_stage_to_scale():
+    sizes, channels = plots.stage_diagram(STAGES).axes
     for axis, heights in ((sizes, [8, 8, 1]), (channels, [16, 32, 32])):
         drawn = [patch.get_path().vertices[:, 1].max() for patch in axis.patches]
         assert drawn == heights
@@ -251,9 +251,9 @@ def test_heatmap_frames_another_reader_and_draws_into_given_axes():
             lambda: plots.by_depth({"sparse": {6: [1.0]}}, "loss"),
             "kind must be one of 'plain', 'residual', 'dense', got 'sparse'",
         ),
-        (lambda: plots.architecture([]), "stages must hold at least one stage, got "),
+        (lambda: plots.stage_diagram([]), "stages must hold at least one stage, got "),
         (
-            lambda: plots.architecture([STAGES[0]._replace(size=0)]),
+            lambda: plots.stage_diagram([STAGES[0]._replace(size=0)]),
             r"stages\[0\]\.size must be an integer of at least 1, got 0",
         ),
         (

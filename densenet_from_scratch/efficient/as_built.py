@@ -37,8 +37,8 @@ class Built(NamedTuple):
 
     def methods(self) -> dict[str, Callable[..., Any]]:
         """Return what its class computes with."""
-        found = {name: getattr(self.kind, name, None) for name in METHODS}
-        return {name: method for name, method in found.items() if method is not None}
+        methods = {name: getattr(self.kind, name, None) for name in METHODS}
+        return {name: method for name, method in methods.items() if method is not None}
 
 
 NORM = Built(
@@ -119,13 +119,13 @@ def _difference(part: nn.Module, built: Built, name: str) -> str | None:
     if is_watched(part):
         return f"{name} has a hook, or was compiled"
     parameters, buffers, parts = own_tensors_and_parts(part)
-    for what, expected, found in (
+    for what, expected, present in (
         ("parts", built.parts.keys(), parts),
         ("parameters", built.parameters, parameters),
         ("buffers", built.buffers, buffers),
     ):
-        if found.keys() != expected:
-            return f"{name} has {what} {sorted(found)}, not {sorted(expected)}"
+        if present.keys() != expected:
+            return f"{name} has {what} {sorted(present)}, not {sorted(expected)}"
     for key, tensor in (*parameters.items(), *buffers.items()):
         if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout is not torch.strided:
             return f"{name}.{key} is a {type(tensor).__name__}, {tensor.layout}"
@@ -154,22 +154,22 @@ def why_not_alike(
         name = f"{prefix}.{number}"
         if reason := why_not_as_built(layer, name):
             return reason
-        made, read = layer.conv1.weight.shape[:2]
-        width = read if width is None else width
+        makes, reads = layer.conv1.weight.shape[:2]
+        width = reads if width is None else width
         widths = [len(t) for t in (layer.norm1.weight, layer.norm1.bias, layer.norm1.running_mean)]
-        if {read, *widths} != {width}:
+        if {reads, *widths} != {width}:
             return f"{name} does not read {width} maps"
-        middle = made
+        middle = makes
         if isinstance(layer, BottleneckLayer):
-            made, read = layer.conv2.weight.shape[:2]
+            makes, reads = layer.conv2.weight.shape[:2]
             widths = [len(t) for t in (layer.norm2.weight, layer.norm2.bias)]
-            if {read, *widths} != {middle}:
+            if {reads, *widths} != {middle}:
                 return f"{name} has parts of several widths"
         if first is None:
-            first = (type(layer), middle, made)
-        elif first != (type(layer), middle, made):
+            first = (type(layer), middle, makes)
+        elif first != (type(layer), middle, makes):
             return f"{name} is unlike the first layer"
-        width += made
+        width += makes
     return None if first else f"{prefix} is empty"
 
 

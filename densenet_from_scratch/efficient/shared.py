@@ -9,82 +9,41 @@ and kept in one matrix with a pixel in each row and a channel in each column:
 
     layer l reads  a = ReLU(γ_l x̂ + β_l)  of the first k_0 + k(l - 1) columns
 
-X̂ is all that the backward pass needs; the rest is quickly computed again. Going back from the last
-layer, Ĝ collects the gradient of X̂, a term from each reader of a column, and the gradient of a map
-is BatchNorm's, once:
+X̂ is all that the backward pass needs; the rest is quickly computed again. It goes back from the
+last layer. With g the gradient of γ_l x̂ + β_l, where the ReLU let it pass:
 
-    ∂ℓ/∂x = (Ĝ - mean(Ĝ) - x̂ · mean(Ĝ x̂)) / σ
+    (1)  ∂ℓ/∂γ_l = Σ g x̂,  ∂ℓ/∂β_l = Σ g         of each column that layer l reads
+    (2)  Ĝ = Σ_l γ_l g                           the gradient of X̂, a term from each reader
+    (3)  ∂ℓ/∂x = (Ĝ - mean(Ĝ) - x̂ · mean(Ĝ x̂)) / σ       BatchNorm's, once for each map
+    (4)  Σ Ĝ x̂ = Σ_l γ_l ∂ℓ/∂γ_l,  Σ Ĝ = Σ_l γ_l ∂ℓ/∂β_l   so (3) needs no sums of its own
 
-A 1×1 convolution is the product of such a matrix with the weights. On a CPU it takes some rows at a
-time, few enough that what is computed of them stays in the cache, and where module ``fused`` has a
-kernel, a chain of elementwise operations is one pass over them.
+The functions of torch.autograd here compute, and change nothing: running statistics are the
+business of module ``blocks``.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from densenet_from_scratch.dense import BottleneckLayer, DenseLayer
 from densenet_from_scratch.internals import has_memory
-from densenet_from_scratch.kernels.cpu import kernels_for
-
-PIECE = 1 << 18  # numbers that a thread works on at a time on a CPU: 1 MiB in float32
+from densenet_from_scratch.kernels import activate, activate_backward, combine, normalise
+from densenet_from_scratch.kernels.layout import (
+    Scratch,
+    as_maps,
+    as_matrix,
+    images_in_pieces,
+    in_pieces,
+    memory_format,
+    pieces,
+    rows_at_once,
+)
+from densenet_from_scratch.kernels.reference import add_sums
 
 aten = torch.ops.aten
-
-
-def as_maps(matrix: Tensor, like: Tensor) -> Tensor:
-    """View a matrix (NHW, C) as maps (N, C, H, W), with N, H and W those of ``like``."""
-    n, _, h, w = like.shape
-    return matrix.view(n, h, w, -1).permute(0, 3, 1, 2)
-
-
-def as_matrix(maps: Tensor) -> Tensor:
-    """Return maps (N, C, H, W) as a matrix (NHW, C): a view, if the memory is in that order."""
-    return maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
-
-
-def rows_at_once(matrix: Tensor, multiple: int = 1) -> int:
-    """Return how many rows make about ``PIECE`` numbers for each thread; on a GPU all of them."""
-    rows, columns = matrix.shape
-    if matrix.device.type != "cpu":
-        return rows
-    return max(1, torch.get_num_threads() * PIECE // (columns * multiple)) * multiple
-
-
-def pieces(matrix: Tensor, multiple: int = 1) -> Iterator[slice]:
-    """Cut the rows into pieces of :func:`rows_at_once`."""
-    rows, step = len(matrix), rows_at_once(matrix, multiple)
-    return (slice(start, start + step) for start in range(0, rows, step))
-
-
-def in_pieces(*matrices: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Cut matrices into :func:`pieces` of the same rows, as many as suit the first one."""
-    if rows_at_once(matrices[0]) >= len(matrices[0]):
-        yield matrices  # uncut: for small maps, cutting takes a noticeable share of the time
-        return
-    for rows in pieces(matrices[0]):
-        yield tuple(matrix[rows] for matrix in matrices)
-
-
-class Scratch:
-    """Memory for the piece at hand: taken once, it is in the cache each time."""
-
-    def __init__(self, like: Tensor) -> None:
-        self.memory = like.new_empty(0)
-
-    def __call__(self, like: Tensor) -> Tensor:
-        """Return memory of the size of a matrix. What was in it is lost."""
-        return self.take(like.numel()).view(like.shape)
-
-    def take(self, count: int) -> Tensor:
-        """Return memory for so many numbers. What was in it is lost."""
-        if len(self.memory) < count:
-            self.memory = self.memory.new_empty(count)
-        return self.memory[:count]
 
 
 def parameters_of(layer: DenseLayer | BottleneckLayer) -> list[Tensor]:
@@ -95,125 +54,32 @@ def parameters_of(layer: DenseLayer | BottleneckLayer) -> list[Tensor]:
     return values
 
 
-# --- Normalise -----------------------------------------------------------------------------------
+class Plan(NamedTuple):
+    """What :class:`SharedNormalisation` must know of a block besides its tensors."""
+
+    eps: float
+    """Of all norms that read the block's maps."""
+    eps_middle: tuple[float, ...]
+    """Of each layer's norm2; none for basic layers."""
+    drop_rates: tuple[float, ...]
+    """Of each layer; 0 where dropout is off."""
+    keep_bottleneck: bool
+    """Whether the bottlenecks' maps are stored, or computed again."""
+    with_maps: bool
+    """Whether the block's maps are wanted besides X̂."""
 
 
-class Statistics(NamedTuple):
-    """Of some channels over the batch, (C,) each."""
-
-    mean: Tensor
-    variance: Tensor
-    """With the divisor n - 1, as running statistics want it."""
-    inverse: Tensor
-    """1/σ, where σ is the root of the variance with the divisor n, plus eps."""
-
-
-def normalise(
-    maps: Tensor,
-    eps: float,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    out: Tensor | None = None,
-) -> tuple[Tensor, Statistics]:
-    """Return x̂ of maps (N, C, H, W), or with γ and β ReLU(γ x̂ + β), and the statistics.
-
-    The result is a matrix (NHW, C): ``out``, if given.
-    """
-    matrix, count = as_matrix(maps), maps.numel() // maps.shape[1]
-    dtype = maps.dtype if maps.dtype.itemsize > 2 else torch.float32
-    if kernels := kernels_for(matrix, *([] if out is None else [out])):
-        mean, variance = kernels.moments(matrix)
-        inverse = (variance + eps).rsqrt()
-        scale = inverse if weight is None else inverse * weight
-        shift = -mean * scale if bias is None else bias - mean * scale
-        out = torch.empty_like(matrix) if out is None else out
-        kernels.affine(matrix, scale.to(dtype), shift.to(dtype), out, relu=weight is not None)
-        found = (mean, variance * count / max(count - 1, 1), inverse)
-        return out, Statistics(*(values.to(dtype, copy=True) for values in found))
-    mean, variance = (maps.new_zeros(maps.shape[1], dtype=dtype) for _ in range(2))
-    # With momentum 1 the "running" statistics are those of this batch.
-    result, _, inverse = torch.native_batch_norm(maps, weight, bias, mean, variance, True, 1.0, eps)
-    result = as_matrix(result if weight is None else result.relu_())
-    return result if out is None else out.copy_(result), Statistics(mean, variance, inverse)
+def split_by_layer(
+    parameters: Sequence[Tensor], layers: int, dtype: torch.dtype
+) -> list[list[Tensor]]:
+    """Return each layer's parameters; convolutions in the type of the maps."""
+    each = len(parameters) // layers
+    typed = [p.to(dtype) if p.dim() > 1 else p for p in parameters]
+    return [typed[start : start + each] for start in range(0, len(typed), each)]
 
 
-def normalise_backward(
-    gradient: Tensor, x_hat: Tensor, inverse: Tensor, both_sums: Tensor
-) -> Tensor:
-    """Return (g - mean(g) - x̂ mean(g x̂)) / σ of some columns, given Σ g x̂ and Σ g (2, C)."""
-    slope, shift = both_sums * inverse / -len(gradient)
-    out = gradient.new_empty(gradient.shape)
-    return combine(gradient, x_hat, inverse, slope, shift, out)
-
-
-def combine(
-    gradient: Tensor, x: Tensor, scale: Tensor, slope: Tensor, shift: Tensor, out: Tensor
-) -> Tensor:
-    """Return scale · g + slope · x + shift, BatchNorm's backward pass, in ``out``."""
-    if kernels := kernels_for(gradient, x, scale, slope, shift, out):
-        return kernels.combine(gradient, x, scale, slope, shift, out)
-    return torch.mul(gradient, scale, out=out).addcmul_(x, slope).add_(shift)
-
-
-@torch.no_grad()
-def update_statistics(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> None:
-    """Update the running statistics as ``norm`` would if it saw the batch, once."""
-    if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked is None:
-        return
-    norm.num_batches_tracked.add_(1)
-    share = norm.momentum if norm.momentum is not None else 1 / int(norm.num_batches_tracked)
-    norm.running_mean.lerp_(mean, share)
-    norm.running_var.lerp_(variance, share)
-
-
-# --- Activate: ReLU(γ x̂ + β), and what a layer does with it ---------------------------------------
-
-
-def activate(x_hat: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> Tensor:
-    """Return ReLU(γ x̂ + β) of a matrix, in ``out``."""
-    if kernels := kernels_for(x_hat, weight, bias, out):
-        return kernels.affine(x_hat, weight, bias, out, relu=True)
-    return torch.addcmul(bias, x_hat, weight, out=out).relu_()
-
-
-def activate_backward(
-    gradient: Tensor,
-    a: Tensor,
-    x_hat: Tensor,
-    sums: Tensor,
-    weight: Tensor | None = None,
-    total: Tensor | None = None,
-) -> None:
-    """Take g back through a = ReLU(γ x̂ + β), and add Σ g x̂ and Σ g to ``sums`` (2, C).
-
-    Those are the gradients of γ and β. γ g is added to Ĝ, ``total``; without one, g is left in
-    ``gradient``, which is overwritten in any case.
-    """
-    others = [tensor for tensor in (weight, total) if tensor is not None]
-    if kernels := kernels_for(gradient, a, x_hat, sums, *others):
-        return kernels.mask_and_sum(gradient, a, x_hat, sums, weight, total)
-    aten.threshold_backward.grad_input(gradient, a, 0, grad_input=gradient)
-    if weight is not None and total is not None:
-        total.addcmul_(gradient, weight)
-    add_sums(gradient, x_hat, sums)
-
-
-def add_sums(gradient: Tensor, x_hat: Tensor, sums: Tensor) -> None:
-    """Add Σ g x̂ and Σ g of each column to ``sums`` (2, C)."""
-    sums[0] += (gradient * x_hat).sum(0, dtype=sums.dtype)
-    sums[1] += gradient.sum(0, dtype=sums.dtype)
-
-
-def conv3x3_backward(gradient: Tensor, maps: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the gradients of the maps and of the weight of a 3×3 convolution with padding 1."""
-    one = [1, 1]
-    return aten.convolution_backward.default(
-        gradient, maps, weight, None, one, one, one, False, [0, 0], 1, [True, True, False]
-    )[:2]
-
-
-class Kept(NamedTuple):
-    """What a layer keeps for its backward pass, besides its columns of X̂."""
+class Stored(NamedTuple):
+    """What a layer stores for its backward pass, besides its columns of X̂."""
 
     mean: Tensor | None = None
     """Of the bottleneck's maps."""
@@ -224,7 +90,10 @@ class Kept(NamedTuple):
     """True where dropout let a value pass."""
 
 
-def basic(x_hat: Tensor, like: Tensor, layer: DenseLayer, values: Sequence[Tensor]) -> Tensor:
+# --- One layer, forward and backward -------------------------------------------------------------
+
+
+def basic(x_hat: Tensor, like: Tensor, values: Sequence[Tensor]) -> Tensor:
     """Run ReLU and conv3×3 of a basic layer on its columns of X̂; return the new maps."""
     norm_weight, norm_bias, conv = values
     a = activate(x_hat, norm_weight, norm_bias, torch.empty_like(x_hat))
@@ -234,90 +103,93 @@ def basic(x_hat: Tensor, like: Tensor, layer: DenseLayer, values: Sequence[Tenso
 def basic_backward(
     gradient: Tensor, x_hat: Tensor, total: Tensor, values: Sequence[Tensor]
 ) -> list[Tensor]:
-    """Add to Ĝ; return the gradients of a basic layer's parameters."""
+    """Add to Ĝ, ``total``; return the gradients of a basic layer's parameters."""
     norm_weight, norm_bias, conv = values
     a = activate(x_hat, norm_weight, norm_bias, torch.empty_like(x_hat))
     grad_a, grad_conv = conv3x3_backward(gradient, as_maps(a, gradient), conv)
     sums = norm_weight.new_zeros(2, len(norm_weight))
-    activate_backward(as_matrix(grad_a), a, x_hat, sums, norm_weight, total)
+    activate_backward(as_matrix(grad_a), a, x_hat, sums, norm_weight, total)  # (1) and (2)
     return [*sums, grad_conv]
 
 
 def bottleneck(
-    x_hat: Tensor, like: Tensor, layer: BottleneckLayer, values: Sequence[Tensor], scratch: Scratch
-) -> tuple[Tensor, Kept]:
-    """Run a bottleneck layer on its columns of X̂; return the new maps and what to keep."""
+    x_hat: Tensor, like: Tensor, eps: float, values: Sequence[Tensor], scratch: Scratch
+) -> tuple[Tensor, Stored, Tensor]:
+    """Run a bottleneck layer on its columns of X̂.
+
+    Returns:
+        The new maps, what to store, and the variance that norm2 has seen.
+    """
     norm1_weight, norm1_bias, conv1, norm2_weight, norm2_bias, conv2 = values
     middle = x_hat.new_empty(len(x_hat), len(conv1))
     for part, out in in_pieces(x_hat, middle):
         a = activate(part, norm1_weight, norm1_bias, scratch(part))
         torch.mm(a, conv1.flatten(1).T, out=out)
     maps = as_maps(middle, like)
-    normal, statistics = normalise(maps, layer.norm2.eps, norm2_weight, norm2_bias)
-    update_statistics(layer.norm2, statistics.mean, statistics.variance)
+    normal, statistics = normalise(maps, eps, norm2_weight, norm2_bias)
     new = F.conv2d(as_maps(normal, like), conv2, padding=1)
-    return new, Kept(statistics.mean, statistics.inverse, maps)
+    return new, Stored(statistics.mean, statistics.inverse, maps), statistics.variance
 
 
-class Remade:
-    """What a bottleneck layer's backward pass needs of its forward pass, made again.
+class Again:
+    """What a bottleneck layer's backward pass needs of its forward pass, computed again.
 
     Args:
         x_hat: the columns of X̂ that the layer reads.
         values: the layer's parameters.
-        kept: what it has kept.
+        stored: what it has stored.
         scratch: memory for the piece at hand.
     """
 
     def __init__(
-        self, x_hat: Tensor, values: Sequence[Tensor], kept: Kept, scratch: Scratch
+        self, x_hat: Tensor, values: Sequence[Tensor], stored: Stored, scratch: Scratch
     ) -> None:
-        assert kept.mean is not None and kept.inverse is not None
+        assert stored.mean is not None and stored.inverse is not None
         self.x_hat, self.values, self.scratch = x_hat, values, scratch
-        self.kept = None if kept.bottleneck is None else as_matrix(kept.bottleneck)
+        self.bottleneck = None if stored.bottleneck is None else as_matrix(stored.bottleneck)
         _, _, conv1, norm2_weight, *_ = values
-        self.mean, self.inverse = kept.mean, kept.inverse
+        self.mean, self.inverse = stored.mean, stored.inverse
         self.scale = norm2_weight * self.inverse
         self.z = x_hat.new_empty(len(x_hat), len(conv1))
         """The bottleneck's maps less their means."""
         self.h = torch.empty_like(self.z)
         """What conv2 has read."""
 
-    def make(self, rows: slice) -> None:
-        """Make some rows of z and h."""
+    def compute(self, rows: slice) -> None:
+        """Compute some rows of z and h."""
         norm1_weight, norm1_bias, conv1, _, norm2_bias, _ = self.values
         x_hat, z = self.x_hat[rows], self.z[rows]
-        if self.kept is None:
+        if self.bottleneck is None:
             a = activate(x_hat, norm1_weight, norm1_bias, self.scratch(x_hat))
             torch.addmm(self.mean.to(a.dtype), a, conv1.flatten(1).T, beta=-1, out=z)
         else:
-            z.copy_(self.kept[rows] - self.mean)
+            z.copy_(self.bottleneck[rows] - self.mean)
         activate(z, self.scale, norm2_bias, self.h[rows])
 
 
 def bottleneck_backward(
     gradient: Tensor,
     total: Tensor,
-    made: Remade,
-    before: Remade | None,
+    again: Again,
+    previous: Again | None,
     scratch: Sequence[Scratch],
 ) -> list[Tensor]:
-    """Add to Ĝ; return the gradients of a bottleneck layer's parameters.
+    """Add to Ĝ, ``total``; return the gradients of a bottleneck layer's parameters.
 
-    ``before`` is to be made of the layer before, while X̂ is in the cache.
+    ``previous``, of the layer before, is computed along the way, while X̂ is in the cache.
     """
-    norm1_weight, norm1_bias, conv1, norm2_weight, _, conv2 = made.values
-    x_hat, z, h, scale = made.x_hat, made.z, made.h, made.scale
+    norm1_weight, norm1_bias, conv1, norm2_weight, _, conv2 = again.values
+    x_hat, z, h, scale = again.x_hat, again.z, again.h, again.scale
     grad_maps, grad_conv2 = conv3x3_backward(gradient, as_maps(h, gradient), conv2)
     grad_h, matrix = as_matrix(grad_maps), conv1.flatten(1)
 
-    # norm2's two sums, of g ẑ and of g, and then, piece by piece, all that is before conv2
     norm2, norm1 = (weight.new_zeros(2, len(weight)) for weight in (norm2_weight, norm1_weight))
     for rows in pieces(z):
-        activate_backward(grad_h[rows], h[rows], z[rows], norm2)
-    norm2[0] *= made.inverse
+        activate_backward(grad_h[rows], h[rows], z[rows], norm2)  # (1) of norm2, but for 1/σ
+    norm2[0] *= again.inverse
+    # (3) of norm2, whose only reader is conv2: γ/σ (g - mean(g) - x̂ mean(g x̂)), with x̂ = z/σ
     slope, shift = scale * norm2 / -len(z)
-    slope *= made.inverse
+    slope *= again.inverse
 
     grad_conv1 = torch.zeros_like(matrix)
     for rows in pieces(x_hat):
@@ -326,10 +198,18 @@ def bottleneck_backward(
         a = activate(x, norm1_weight, norm1_bias, scratch[0](x))
         grad_conv1.addmm_(grad_z.T, a)
         grad_a = torch.mm(grad_z, matrix, out=scratch[1](a))
-        activate_backward(grad_a, a, x, norm1, norm1_weight, total[rows])
-        if before is not None:
-            before.make(rows)
+        activate_backward(grad_a, a, x, norm1, norm1_weight, total[rows])  # (1) and (2) of norm1
+        if previous is not None:
+            previous.compute(rows)
     return [*norm1, grad_conv1.view_as(conv1), *norm2, grad_conv2]
+
+
+def conv3x3_backward(gradient: Tensor, maps: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradients of the maps and of the weight of a 3×3 convolution with padding 1."""
+    one = [1, 1]
+    return aten.convolution_backward.default(
+        gradient, maps, weight, None, one, one, one, False, [0, 0], 1, [True, True, False]
+    )[:2]
 
 
 # --- The block and its readers as autograd sees them ---------------------------------------------
@@ -338,123 +218,134 @@ def bottleneck_backward(
 class SharedNormalisation(torch.autograd.Function):
     """A dense block from its input to X̂, see the module's first lines.
 
-    ``apply(layers, keep_bottleneck, with_maps, x, *parameters)`` takes the block's layers, whether
-    the bottlenecks' maps are kept or computed again, whether the block's maps are wanted besides
-    X̂, the input (N, k_0, H, W), and :func:`parameters_of` every layer. It returns X̂ as maps
-    (N, k_0 + kL, H, W), the mean and the variance of each channel, and the block's maps or None.
-    The layers' running statistics are updated, once.
+    ``apply(plan, x, *parameters)`` takes a :class:`Plan`, the input (N, k_0, H, W), and
+    :func:`parameters_of` every layer. It returns
+
+    - X̂ as maps (N, k_0 + kL, H, W),
+    - the mean and the variance of each of the block's channels, (2, k_0 + kL), and of each
+      bottleneck's, (L, 2, 4k) or (0,), for the running statistics,
+    - the block's maps (N, k_0 + kL, H, W), if wanted, or None.
     """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        layers: Sequence[DenseLayer | BottleneckLayer],
-        keep_bottleneck: bool,
-        with_maps: bool,
-        x: Tensor,
-        *parameters: Tensor,
+        ctx: Any, plan: Plan, x: Tensor, *parameters: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Compute the block; arguments and results as above."""
+        layers = len(plan.drop_rates)
         growth = len(parameters[-1])  # k: the last convolution makes as many maps
-        columns = x.shape[1] + growth * len(layers)
+        columns = x.shape[1] + growth * layers
         x_hat = x.new_empty(x.numel() // x.shape[1], columns)
-        statistics = x.new_empty(3, columns, dtype=parameters[0].dtype)  # see Statistics
-        maps, kept, end, scratch = [x], [], 0, Scratch(x)
+        statistics = x.new_empty(3, columns, dtype=parameters[0].dtype)  # see kernels.Statistics
+        maps, stored, seen, end, scratch = [x], [], [], 0, Scratch(x.new_empty(0))
 
         def add(new: Tensor) -> int:
+            """Normalise new maps into the next columns; return where these end."""
             place = slice(end, end + new.shape[1])
-            _, found = normalise(new, layers[0].norm1.eps, out=x_hat[:, place])
-            statistics[:, place] = torch.stack(found)
+            _, of_new = normalise(new, plan.eps, out=x_hat[:, place])
+            statistics[:, place] = torch.stack(of_new)
             return place.stop
 
         end = add(x)
-        for layer, values in zip(layers, by_layer(parameters, layers, x.dtype), strict=True):
-            update_statistics(layer.norm1, *statistics[:2, :end])
-            if isinstance(layer, BottleneckLayer):
-                new, keep = bottleneck(x_hat[:, :end], x, layer, values, scratch)
-                keep = keep if keep_bottleneck else keep._replace(bottleneck=None)
+        for number, values in enumerate(split_by_layer(parameters, layers, x.dtype)):
+            if plan.eps_middle:
+                eps = plan.eps_middle[number]
+                new, store, variance = bottleneck(x_hat[:, :end], x, eps, values, scratch)
+                assert store.mean is not None
+                seen.append(torch.stack((store.mean, variance)))
+                store = store if plan.keep_bottleneck else store._replace(bottleneck=None)
             else:
-                new, keep = basic(x_hat[:, :end], x, layer, values), Kept()
-            if layer.drop_rate and layer.training:
+                new, store = basic(x_hat[:, :end], x, values), Stored()
+            if plan.drop_rates[number]:
                 # Drawn in the memory order of the plain layer's maps, so these are its numbers.
                 ones = torch.ones_like(new, memory_format=memory_format(x))
-                noise = F.dropout(ones, layer.drop_rate)
-                new, keep = new * noise, keep._replace(dropout=noise != 0)
+                noise = F.dropout(ones, plan.drop_rates[number])
+                new, store = new * noise, store._replace(dropout=noise != 0)
             maps.append(new)
-            kept.append(keep)
+            stored.append(store)
             end = add(new)
 
-        # As they are now: who changes a drop rate later does not mean this pass.
-        ctx.layers, ctx.drop_rates = layers, [layer.drop_rate for layer in layers]
+        ctx.plan = plan
         ctx.set_materialize_grads(False)
-        result = as_maps(x_hat, x)
-        mean, variance, inverse = statistics
-        ctx.save_for_backward(result, inverse.clone(), *parameters, *(t for k in kept for t in k))
-        ctx.mark_non_differentiable(mean, variance)
-        return result, mean, variance, torch.cat(maps, dim=1) if with_maps else None
+        result, of_block = as_maps(x_hat, x), statistics[:2]
+        of_middle = torch.stack(seen) if seen else x.new_empty(0)
+        inverse = statistics[2].clone()
+        ctx.save_for_backward(result, inverse, *parameters, *(t for s in stored for t in s))
+        ctx.mark_non_differentiable(of_block, of_middle)
+        return result, of_block, of_middle, torch.cat(maps, dim=1) if plan.with_maps else None
 
     @staticmethod
     def backward(
-        ctx: Any, grad_x_hat: Tensor | None, _mean: None, _variance: None, grad_maps: Tensor | None
+        ctx: Any, grad_x_hat: Tensor | None, _block: None, _middle: None, grad_maps: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        refuse_what_is_not_there(grad_x_hat, grad_maps)
-        layers, (maps, inverse, *saved) = ctx.layers, ctx.saved_tensors
-        split = len(saved) - len(Kept._fields) * len(layers)
-        parameters, kept = saved[:split], saved[split:]
-        x_hat, scratch = as_matrix(maps), (Scratch(maps), Scratch(maps))
-        both_sums = torch.zeros_like(inverse).repeat(2, 1)  # Σ Ĝ x̂ and Σ Ĝ
-        if grad_x_hat is None:
-            total = torch.zeros_like(x_hat)  # Ĝ
-        else:
-            total = torch.empty_like(x_hat).copy_(as_matrix(grad_x_hat))
-            for rows in pieces(x_hat):
-                add_sums(total[rows], x_hat[rows], both_sums)
+        """Return the gradients of the input and of the parameters, in the order of ``apply``."""
+        refuse_unknown_derivatives(grad_x_hat, grad_maps)
+        plan, (maps, inverse, *saved) = ctx.plan, ctx.saved_tensors
+        layers, each = len(plan.drop_rates), len(Stored._fields)
+        parameters, stored_tensors = saved[: -each * layers], saved[-each * layers :]
+        values = split_by_layer(parameters, layers, maps.dtype)
+        stored = [Stored(*stored_tensors[i * each : (i + 1) * each]) for i in range(layers)]
+        x_hat = as_matrix(maps)
+        scratch = Scratch(maps.new_empty(0)), Scratch(maps.new_empty(0))
+
+        total, total_sums = start_total(grad_x_hat, x_hat, inverse)
 
         def gradient(place: slice) -> Tensor:
-            """Return the gradient of some maps. Every reader must have added to their Ĝ."""
-            parts = total[:, place], x_hat[:, place], inverse[place], both_sums[:, place]
-            found = as_maps(normalise_backward(*parts), maps)
-            return found if grad_maps is None else found + grad_maps[:, place]
+            """Return the gradient of some maps, whose readers must all have added to Ĝ: (3)."""
+            slope, shift = total_sums[:, place] * inverse[place] / -len(x_hat)
+            out = total.new_empty(len(total), place.stop - place.start)
+            parts = total[:, place], x_hat[:, place], inverse[place], slope, shift
+            of_maps = as_maps(combine(*parts, out=out), maps)
+            return of_maps if grad_maps is None else of_maps + grad_maps[:, place]
+
+        def again(number: int, width: int) -> Again:
+            return Again(x_hat[:, :width], values[number], stored[number], scratch[0])
 
         end = x_hat.shape[1]
         gradients: list[Tensor] = []
-        values = by_layer(parameters, layers, maps.dtype)
-        every_kept = [
-            Kept(*kept[start : start + len(Kept._fields)])
-            for start in range(0, len(kept), len(Kept._fields))
-        ]
-
-        def remade(number: int, width: int) -> Remade:
-            return Remade(x_hat[:, :width], values[number], every_kept[number], scratch[0])
-
-        made = None
-        for number in reversed(range(len(layers))):
-            layer, keep = layers[number], every_kept[number]
+        current: Again | None = None
+        for number in reversed(range(layers)):
             place = slice(end - len(values[number][-1]), end)
             grad_new, end = gradient(place), place.start
-            if keep.dropout is not None:
-                kept_share = 1 - ctx.drop_rates[number]
-                passed = keep.dropout.to(grad_new.dtype)
-                grad_new = grad_new * passed / kept_share if kept_share else passed
-            if isinstance(layer, BottleneckLayer):
-                if made is None:
-                    made = remade(number, end)
-                    for rows in pieces(made.x_hat):
-                        made.make(rows)
-                before = None
-                if number > 0 and rows_at_once(made.x_hat) < len(x_hat):
-                    before = remade(number - 1, end - len(values[number - 1][-1]))
-                found = bottleneck_backward(grad_new, total[:, :end], made, before, scratch)
-                made = before
+            grad_new = dropout_backward(grad_new, stored[number].dropout, plan.drop_rates[number])
+            if plan.eps_middle:
+                if current is None:
+                    current = again(number, end)
+                    for rows in pieces(current.x_hat):
+                        current.compute(rows)
+                previous = None
+                if number > 0 and rows_at_once(current.x_hat) < len(x_hat):
+                    previous = again(number - 1, end - len(values[number - 1][-1]))
+                of_layer = bottleneck_backward(grad_new, total[:, :end], current, previous, scratch)
+                current = previous
             else:
-                found = basic_backward(grad_new, x_hat[:, :end], total[:, :end], values[number])
-            gradients[:0] = found
-            # Σ γ g x̂ and Σ γ g are γ times the gradients of γ and β.
-            both_sums[:, :end] += values[number][0] * torch.stack(found[:2])
+                of_layer = basic_backward(grad_new, x_hat[:, :end], total[:, :end], values[number])
+            gradients[:0] = of_layer
+            total_sums[:, :end] += values[number][0] * torch.stack(of_layer[:2])  # (4)
         return (
-            *(None, None, None),
-            gradient(slice(0, end)) if ctx.needs_input_grad[3] else None,
+            None,
+            gradient(slice(0, end)) if ctx.needs_input_grad[1] else None,
             *(g.to(p.dtype) for g, p in zip(gradients, parameters, strict=True)),
         )
+
+
+def start_total(grad_x_hat: Tensor | None, x_hat: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
+    """Return Ĝ (pixels, C) before any layer has added to it, and Σ Ĝ x̂ and Σ Ĝ (2, C)."""
+    sums = torch.zeros_like(inverse).repeat(2, 1)
+    if grad_x_hat is None:
+        return torch.zeros_like(x_hat), sums
+    total = torch.empty_like(x_hat).copy_(as_matrix(grad_x_hat))
+    for rows in pieces(x_hat):
+        add_sums(total[rows], x_hat[rows], sums)
+    return total, sums
+
+
+def dropout_backward(gradient: Tensor, passed: Tensor | None, drop_rate: float) -> Tensor:
+    """Return the gradient of maps before dropout, which let pass where ``passed`` is True."""
+    if passed is None:
+        return gradient
+    share, mask = 1 - drop_rate, passed.to(gradient.dtype)
+    return gradient * mask / share if share else mask
 
 
 class ActivateAndPool(torch.autograd.Function):
@@ -470,8 +361,8 @@ class ActivateAndPool(torch.autograd.Function):
         """Map (N, C, H, W) to (N, C, ⌊H/size⌋, ⌊W/size⌋), or to (N, C)."""
         ctx.save_for_backward(x_hat, weight, bias)
         ctx.size = size
-        scratch, parts = Scratch(x_hat), []
-        for images in _images(x_hat):
+        scratch, parts = Scratch(x_hat.new_empty(0)), []
+        for images in images_in_pieces(x_hat):
             part = as_matrix(x_hat[images])
             a = activate(part, weight, bias, scratch(part))
             a_maps = as_maps(a, x_hat[images])
@@ -480,17 +371,18 @@ class ActivateAndPool(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        refuse_what_is_not_there(gradient)
+        """Return the gradients of X̂, γ and β."""
+        refuse_unknown_derivatives(gradient)
         x_hat, weight, bias = ctx.saved_tensors
-        size, scratch = ctx.size, (Scratch(x_hat), Scratch(x_hat))
+        scratch = Scratch(x_hat.new_empty(0)), Scratch(x_hat.new_empty(0))
         total = torch.zeros_like(x_hat)
         grad_norm = torch.zeros(2, len(weight), dtype=weight.dtype, device=weight.device)
-        for images in _images(x_hat):
+        for images in images_in_pieces(x_hat):
             like = x_hat[images]
             part, out = as_matrix(like), as_matrix(total[images])
             a = activate(part, weight, bias, scratch[0](part))
-            grad_a = average_backward(gradient[images], like, size, scratch[1])
-            activate_backward(grad_a, a, part, grad_norm, weight, out)
+            grad_a = average_backward(gradient[images], like, ctx.size, scratch[1])
+            activate_backward(grad_a, a, part, grad_norm, weight, out)  # (1) and (2)
         return total, *grad_norm, None
 
 
@@ -512,30 +404,7 @@ def average_backward(gradient: Tensor, maps: Tensor, size: int, scratch: Scratch
     return result
 
 
-def _images(maps: Tensor) -> Iterator[slice]:
-    """Cut a batch into pieces of whole images."""
-    pixels = maps.shape[2] * maps.shape[3]
-    for rows in pieces(as_matrix(maps), pixels):
-        yield slice(rows.start // pixels, rows.stop // pixels)
-
-
-def by_layer(
-    parameters: Sequence[Tensor], layers: Sequence[nn.Module], dtype: torch.dtype
-) -> list[list[Tensor]]:
-    """Deal the parameters out to their layers; convolutions in the type of the maps."""
-    each = len(parameters) // len(layers)
-    typed = [p.to(dtype) if p.dim() > 1 else p for p in parameters]
-    return [typed[start : start + each] for start in range(0, len(typed), each)]
-
-
-def memory_format(maps: Tensor) -> torch.memory_format:
-    """Return the order in which a convolution of such maps would leave its output."""
-    if maps.is_contiguous() or not maps.is_contiguous(memory_format=torch.channels_last):
-        return torch.contiguous_format
-    return torch.channels_last
-
-
-def refuse_what_is_not_there(*gradients: Tensor | None) -> None:
+def refuse_unknown_derivatives(*gradients: Tensor | None) -> None:
     """Raise an error inside a backward pass whose own gradient, or a batch of which, is wanted."""
     if torch.is_grad_enabled():
         raise RuntimeError(

@@ -1,11 +1,10 @@
-"""Fused kernels: one pass over memory where separate operations take several (chapter 10).
+"""The four chains in C: one pass over memory where separate operations take several (chapter 10).
 
 An operation of PyTorch reads its operands from memory and writes its result back, so a chain of
 five goes through the maps five times, and that, not the arithmetic, is what it costs. cpu.c does
-each such chain of :mod:`densenet_from_scratch.efficient.shared` in one pass. Where a C compiler is
-at hand, it is compiled for this machine at the first use, in a second, and kept in the user's
-cache. Without one, for other types and on a GPU, PyTorch's operations run: the results are the same
-up to rounding.
+each chain in one pass. Where a C compiler is at hand, it is compiled for this machine at the first
+use, in a second, and kept in the user's cache. Without one, for other types and on a GPU,
+PyTorch's operations run: the results are the same up to rounding.
 
 The environment variable ``DENSENET_FUSED=0`` switches the kernels off.
 """
@@ -46,8 +45,8 @@ def folder() -> Path:
 class Kernels:
     """The functions of cpu.c for one type of numbers, as operations on tensors.
 
-    Matrices are (rows, columns), each row's numbers side by side in memory; what else is not said
-    to have another shape is (columns,).
+    Matrices are (rows, columns), the numbers of a row side by side in memory. Scales, shifts,
+    slopes and weights have one number for each column.
     """
 
     def __init__(self, library: ctypes.CDLL) -> None:
@@ -79,11 +78,35 @@ class Kernels:
 
     def moments(self, x: Tensor) -> Tensor:
         """Return mean and variance, with the divisor n, of each column: (2, columns), float64."""
-        found = torch.empty(2, x.shape[1], dtype=torch.float64, device=x.device)
-        self._library.moments(*_size(x), *_matrix(x), found[0].data_ptr(), found[1].data_ptr())
-        return found
+        result = torch.empty(2, x.shape[1], dtype=torch.float64, device=x.device)
+        self._library.moments(*_size(x), *_matrix(x), result[0].data_ptr(), result[1].data_ptr())
+        return result
 
-    def mask_and_sum(
+    def activate(self, x: Tensor, scale: Tensor, shift: Tensor, out: Tensor) -> Tensor:
+        """Return ReLU(scale · x + shift), in ``out``."""
+        return self.affine(x, scale, shift, out, relu=True)
+
+    def normalise(
+        self,
+        _maps: Tensor,
+        matrix: Tensor,
+        eps: float,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        out: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return x̂ of a matrix, or ReLU(γ x̂ + β); mean, variance (n - 1) and 1/σ."""
+        count, dtype = len(matrix), matrix.dtype
+        mean, variance = self.moments(matrix)
+        inverse = (variance + eps).rsqrt()
+        scale = inverse if weight is None else inverse * weight
+        shift = -mean * scale if bias is None else bias - mean * scale
+        out = torch.empty_like(matrix) if out is None else out
+        self.affine(matrix, scale.to(dtype), shift.to(dtype), out, relu=weight is not None)
+        variance = variance * count / max(count - 1, 1)
+        return out, mean.to(dtype, copy=True), variance.to(dtype), inverse.to(dtype)
+
+    def activate_backward(
         self,
         gradient: Tensor,
         a: Tensor,
@@ -92,16 +115,12 @@ class Kernels:
         weight: Tensor | None = None,
         total: Tensor | None = None,
     ) -> None:
-        """Go back through the ReLU that made ``a``: g is ``gradient`` where a > 0, and else 0.
-
-        Σ g x and Σ g of each column are added to ``sums`` (2, columns), and weight · g to
-        ``total``. Without a total, g is written to ``gradient``.
-        """
-        added: tuple[int | None, ...] = (None, None, 0)
+        """Mask g where a = 0; add Σ g x and Σ g to ``sums``, and weight · g to ``total``."""
+        with_total: tuple[int | None, ...] = (None, None, 0)
         if weight is not None and total is not None:
-            added = (weight.data_ptr(), *_matrix(total))
+            with_total = (weight.data_ptr(), *_matrix(total))
         matrices = (*_matrix(gradient), *_matrix(a), *_matrix(x))
-        self._library.mask_and_sum(*_size(x), *matrices, *added, sums.data_ptr())
+        self._library.mask_and_sum(*_size(x), *matrices, *with_total, sums.data_ptr())
 
 
 def _size(matrix: Tensor) -> tuple[int, int, int]:

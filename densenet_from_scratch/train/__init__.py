@@ -138,11 +138,7 @@ def train(
         FloatingPointError: the loss became infinite or NaN.
     """
     recipe = Recipe() if recipe is None else recipe
-    for name, value, kind in (("model", model, nn.Module), ("recipe", recipe, Recipe)):
-        if not isinstance(value, kind):
-            raise ValueError(f"{name} must be a {kind.__name__}, got {type(value).__name__}")
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ValueError("model must have a parameter that requires a gradient, got none")
+    _check_kinds(model, recipe)
     device = check_device(device)
     sizes = [
         check_dataset(name, s) for name, s in (("train_set", train_set), ("eval_set", eval_set))
@@ -158,19 +154,13 @@ def train(
         check_run_dir(run_dir, resume)
 
     model.to(device)
+    last = sizes[0] % recipe.batch_size or recipe.batch_size  # images of the last batch
     with _left_as_it_is(model):
-        last = sizes[0] % recipe.batch_size or recipe.batch_size  # images of the last batch
         _try_out(model.train(), train_set, "train_set", min(last, 2), device)
         _try_out(model.eval(), eval_set, "eval_set", 1, device)
     run = {"recipe": asdict(recipe), "images": sizes, "network": signature(model)}
     saved = read_checkpoint(run_dir, run, device) if run_dir is not None and resume else None
-    optimizer = SGD(
-        model.parameters(),
-        lr=recipe.learning_rate,
-        momentum=recipe.momentum,
-        nesterov=recipe.nesterov,
-        weight_decay=recipe.weight_decay,
-    )
+    optimizer = _make_optimizer(model, recipe)
     scheduler = _make_scheduler(optimizer, recipe, steps_per_epoch=len(loader))
     history = History()
     if saved is not None:
@@ -179,14 +169,7 @@ def train(
         scheduler.load_state_dict(saved["scheduler"])
         history = History(**saved["history"])
 
-    bar = tqdm(
-        total=recipe.epochs * len(loader),
-        initial=len(history) * len(loader),
-        desc=label,
-        disable=not progress,
-        leave=False,
-        mininterval=1.0,  # seconds; a notebook gets several messages for each redraw
-    )
+    bar = _make_bar(label, recipe.epochs, len(history), len(loader), progress)
     try:
         for epoch in range(len(history), recipe.epochs):
             started = perf_counter()
@@ -198,11 +181,8 @@ def train(
             )
             eval_loss, eval_accuracy = evaluate(model, eval_loader, device)
             _check_loss(eval_loss, "eval_set")
-            history.train_loss.append(train_loss)
-            history.train_accuracy.append(train_accuracy)
-            history.eval_loss.append(eval_loss)
-            history.eval_accuracy.append(eval_accuracy)
-            history.seconds.append(perf_counter() - started)
+            seconds = perf_counter() - started
+            history.add(train_loss, train_accuracy, eval_loss, eval_accuracy, seconds)
             bar.set_postfix(loss=f"{train_loss:.3f}", accuracy=f"{eval_accuracy:.3f}")
             if run_dir is not None:
                 save_run(run_dir, model, optimizer, scheduler, run, history)
@@ -283,8 +263,8 @@ def _apply(
     images, labels = batch
     logits = model(images.to(device))
     if not isinstance(logits, Tensor) or logits.dim() != 2:
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"model must return logits of shape (N, classes), got {found}")
+        given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"model must return logits of shape (N, classes), got {given}")
     _check_labels(name, labels, logits.shape[1])
     return logits, labels.to(device, torch.int64)
 
@@ -294,12 +274,12 @@ def _check_labels(name: str, labels: Tensor, classes: int) -> None:
         wrong = labels[(labels < 0) | (labels >= classes)]
         if len(wrong) == 0:
             return
-        found = str(int(wrong[0]))
+        given = str(int(wrong[0]))
     else:
-        found = f"a batch of them of shape {tuple(labels.shape)} and type {labels.dtype}"
+        given = f"a batch of them of shape {tuple(labels.shape)} and type {labels.dtype}"
     raise ValueError(
         f"{name} must label each image with one integer from 0 to {classes - 1}, as the model has "
-        f"{classes} classes, got {found}"
+        f"{classes} classes, got {given}"
     )
 
 
@@ -361,6 +341,35 @@ def _left_as_it_is(model: nn.Module) -> Iterator[None]:
 
 def _count_correct(logits: Tensor, labels: Tensor) -> int:
     return int((logits.argmax(dim=1) == labels).sum())
+
+
+def _check_kinds(model: Any, recipe: Any) -> None:
+    for name, value, kind in (("model", model, nn.Module), ("recipe", recipe, Recipe)):
+        if not isinstance(value, kind):
+            raise ValueError(f"{name} must be a {kind.__name__}, got {type(value).__name__}")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("model must have a parameter that requires a gradient, got none")
+
+
+def _make_optimizer(model: nn.Module, recipe: Recipe) -> SGD:
+    return SGD(
+        model.parameters(),
+        lr=recipe.learning_rate,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
+    )
+
+
+def _make_bar(label: str, epochs: int, finished: int, steps: int, progress: bool) -> tqdm:
+    return tqdm(
+        total=epochs * steps,
+        initial=finished * steps,
+        desc=label,
+        disable=not progress,
+        leave=False,
+        mininterval=1.0,  # seconds; a notebook gets several messages for each redraw
+    )
 
 
 def _make_scheduler(optimizer: SGD, recipe: Recipe, steps_per_epoch: int) -> LRScheduler:

@@ -45,6 +45,21 @@ class History:
         """How many epochs were finished."""
         return len(self.train_loss)
 
+    def add(
+        self,
+        train_loss: float,
+        train_accuracy: float,
+        eval_loss: float,
+        eval_accuracy: float,
+        seconds: float,
+    ) -> None:
+        """Add what happened in one more epoch."""
+        self.train_loss.append(train_loss)
+        self.train_accuracy.append(train_accuracy)
+        self.eval_loss.append(eval_loss)
+        self.eval_accuracy.append(eval_accuracy)
+        self.seconds.append(seconds)
+
     def save(self, path: str | Path) -> None:
         """Write to a ``.json`` or ``.csv`` file, whole or not at all; make its folder if need be.
 

@@ -6,242 +6,64 @@ the answer. What an answer should do is computed here by hand, with neither the 
 the package's layers. Checks compare real tensors and real integers only: an object of another
 type, which could claim to equal anything, is refused.
 
-A new check is a function that takes the answer, raises through ``common.require`` and returns what
-it found to be right; the decorator ``common.as_check`` does the rest.
+A new check is a function in one of the modules below that takes the answer, raises through the
+functions of ``core`` and returns what it found to be right; ``core.as_check`` does the rest.
 """
 
-from densenet_from_scratch.course.checks.bottleneck import (
-    bottleneck_layer_gradient,
-    bottleneck_layer_parts,
-    bottleneck_layer_shape,
-    bottleneck_layer_values,
-    bottleneck_parameters,
-    first_cheaper,
-    merged_kernel,
-    mixtures,
+from collections.abc import Callable, Iterable
+from types import ModuleType
+from typing import Any
+
+from densenet_from_scratch.course.checks import (
+    bottleneck,
+    cost,
+    dense,
+    densenet,
+    feature_reuse,
+    growth_rate,
+    memory,
+    plain,
+    residual,
+    training,
+    transition,
 )
-from densenet_from_scratch.course.checks.common import same_number, same_result, same_values
-from densenet_from_scratch.course.checks.cost import (
-    dense_counts,
-    folded_side_effects,
-    folded_values,
-    least_moved,
-    numbers_moved,
-    one_shot_gradient,
-    one_shot_parts,
-    one_shot_shape,
-    one_shot_side_effects,
-    one_shot_values,
-    osa_counts,
+from densenet_from_scratch.course.checks.core import (
+    same_number as same_number,
 )
-from densenet_from_scratch.course.checks.dense import (
-    block_parameters,
-    connections,
-    dense_block_gradient,
-    dense_block_layers,
-    dense_block_shape,
-    dense_block_values,
-    dense_layer_gradient,
-    dense_layer_parts,
-    dense_layer_shape,
-    dense_layer_side_effects,
-    dense_layer_values,
-    input_channels,
+from densenet_from_scratch.course.checks.core import (
+    same_result as same_result,
 )
-from densenet_from_scratch.course.checks.densenet import (
-    densenet_parameters,
-    densenet_parts,
-    densenet_shape,
-    densenet_values,
-    depth,
-    key_names,
-    layers_per_block,
-)
-from densenet_from_scratch.course.checks.feature_reuse import (
-    block_matrix,
-    contributions_side_effects,
-    contributions_values,
-    oldest_first,
-    reader_percent,
-    rises_side_effects,
-    rises_values,
-    source_widths,
-    strength_gamma,
-    strength_values,
-)
-from densenet_from_scratch.course.checks.growth_rate import (
-    largest_depth,
-    largest_growth_rate,
-    maker_of,
-    maps_of,
-    shared_state_shape,
-    shared_state_values,
-)
-from densenet_from_scratch.course.checks.memory import (
-    activated_gradients_values,
-    checkpointed_layer_gradient,
-    checkpointed_layer_macs,
-    checkpointed_layer_stored,
-    checkpointed_layer_values,
-    counted_maps,
-    counted_once,
-    normalisation_gradients_shape,
-    normalisation_gradients_values,
-    read_side_effects,
-    read_stored,
-    repeated_gradient,
-    stored_maps,
-)
-from densenet_from_scratch.course.checks.plain import (
-    plain_layer_gradient,
-    plain_layer_parts,
-    plain_layer_shape,
-    plain_layer_side_effects,
-    plain_layer_values,
-    plain_parameters,
-    plain_stack_layers,
-    plain_stack_values,
-    receptive_field,
-)
-from densenet_from_scratch.course.checks.residual import (
-    branches,
-    residual_layer_gradient,
-    residual_layer_parts,
-    residual_layer_shape,
-    residual_layer_side_effects,
-    residual_layer_values,
-    residual_stack_identity,
-    residual_stack_values,
-    shortcut_shape,
-    shortcut_values,
-)
-from densenet_from_scratch.course.checks.training import (
-    evaluate_side_effects,
-    evaluate_values,
-    learning_rate,
-    paired_interval,
-    steps,
-    training_rates,
-    training_weights,
-    verdict,
-)
-from densenet_from_scratch.course.checks.transition import (
-    block_widths,
-    body_compression,
-    body_values,
-    pooled_kernel,
-    transition_gradient,
-    transition_macs,
-    transition_parts,
-    transition_shape,
-    transition_values,
+from densenet_from_scratch.course.checks.core import (
+    same_values as same_values,
 )
 
-__all__ = [
-    "activated_gradients_values",
-    "block_matrix",
-    "block_parameters",
-    "block_widths",
-    "body_compression",
-    "body_values",
-    "bottleneck_layer_gradient",
-    "bottleneck_layer_parts",
-    "bottleneck_layer_shape",
-    "bottleneck_layer_values",
-    "bottleneck_parameters",
-    "branches",
-    "checkpointed_layer_gradient",
-    "checkpointed_layer_macs",
-    "checkpointed_layer_stored",
-    "checkpointed_layer_values",
-    "connections",
-    "contributions_side_effects",
-    "contributions_values",
-    "counted_maps",
-    "counted_once",
-    "dense_block_gradient",
-    "dense_block_layers",
-    "dense_block_shape",
-    "dense_block_values",
-    "dense_counts",
-    "dense_layer_gradient",
-    "dense_layer_parts",
-    "dense_layer_shape",
-    "dense_layer_side_effects",
-    "dense_layer_values",
-    "densenet_parameters",
-    "densenet_parts",
-    "densenet_shape",
-    "densenet_values",
-    "depth",
-    "evaluate_side_effects",
-    "evaluate_values",
-    "first_cheaper",
-    "folded_side_effects",
-    "folded_values",
-    "input_channels",
-    "key_names",
-    "largest_depth",
-    "largest_growth_rate",
-    "layers_per_block",
-    "learning_rate",
-    "least_moved",
-    "maker_of",
-    "maps_of",
-    "merged_kernel",
-    "mixtures",
-    "normalisation_gradients_shape",
-    "normalisation_gradients_values",
-    "numbers_moved",
-    "oldest_first",
-    "one_shot_gradient",
-    "one_shot_parts",
-    "one_shot_shape",
-    "one_shot_side_effects",
-    "one_shot_values",
-    "osa_counts",
-    "paired_interval",
-    "plain_layer_gradient",
-    "plain_layer_parts",
-    "plain_layer_shape",
-    "plain_layer_side_effects",
-    "plain_layer_values",
-    "plain_parameters",
-    "plain_stack_layers",
-    "plain_stack_values",
-    "pooled_kernel",
-    "read_side_effects",
-    "read_stored",
-    "reader_percent",
-    "receptive_field",
-    "repeated_gradient",
-    "residual_layer_gradient",
-    "residual_layer_parts",
-    "residual_layer_shape",
-    "residual_layer_side_effects",
-    "residual_layer_values",
-    "residual_stack_identity",
-    "residual_stack_values",
-    "rises_side_effects",
-    "rises_values",
-    "same_number",
-    "same_result",
-    "same_values",
-    "shared_state_shape",
-    "shared_state_values",
-    "shortcut_shape",
-    "shortcut_values",
-    "source_widths",
-    "steps",
-    "stored_maps",
-    "strength_gamma",
-    "strength_values",
-    "training_rates",
-    "training_weights",
-    "transition_gradient",
-    "transition_macs",
-    "transition_parts",
-    "transition_shape",
-    "transition_values",
-    "verdict",
-]
+
+def _collect(modules: Iterable[ModuleType]) -> dict[str, Callable[[Any], None]]:
+    """Return the checks that the modules define, by name."""
+    found: dict[str, Callable[[Any], None]] = {}
+    for module in modules:
+        for name, value in vars(module).items():
+            if hasattr(value, "__wrapped__") and value.__module__ == module.__name__:
+                if name in found or name in globals():
+                    raise ImportError(f"{module.__name__}: the name {name} is taken.")
+                found[name] = value
+    return found
+
+
+globals().update(
+    _collect(
+        (
+            bottleneck,
+            cost,
+            dense,
+            densenet,
+            feature_reuse,
+            growth_rate,
+            memory,
+            plain,
+            residual,
+            training,
+            transition,
+        )
+    )
+)

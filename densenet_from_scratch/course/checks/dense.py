@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from densenet_from_scratch.course.checks.common import (
+from densenet_from_scratch.course.checks.core import (
     as_check,
     build_answer,
     call_answer,
@@ -128,12 +128,12 @@ def dense_block_shape(answer: Any) -> str:
         (2, k0 + k * count, 6, 7),
         f"The output of {name}",
         {
-            (2, k * count, 6, 7): "The maps that entered the block are missing from what leaves "
-            "it: x_0 is one of the things that the next part reads.",
-            (2, k, 6, 7): "Only the last layer's maps leave the block.\nWhat comes next reads "
-            "the maps of every layer.",
-            (2, k0 + k * (count - 1), 6, 7): "The last layer's maps are missing from what leaves "
-            "the block: look at what is concatenated at the end.",
+            "The maps that entered the block are missing from what leaves it: x_0 is one of the "
+            "things that the next part reads.": (2, k * count, 6, 7),
+            "Only the last layer's maps leave the block.\nWhat comes next reads the maps of every "
+            "layer.": (2, k, 6, 7),
+            "The last layer's maps are missing from what leaves the block: look at what is "
+            "concatenated at the end.": (2, k0 + k * (count - 1), 6, 7),
         },
     )
     return f"{type(block).__name__} returns its input and every layer's maps"
@@ -161,21 +161,11 @@ def dense_block_values(answer: Any) -> str:
         y,
         torch.cat(maps, dim=1),
         name,
-        [
-            (
-                torch.cat(back[::-1], dim=1),
-                order,
-            ),
-            (
-                torch.cat(maps[::-1], dim=1),
-                order,
-            ),
-            (
-                torch.cat(back, dim=1),
-                "each layer reads the newest maps first, though the output is in order.\nLook at "
-                "what stands first in the torch.cat that a layer reads.",
-            ),
-        ],
+        {
+            order: [torch.cat(back[::-1], dim=1), torch.cat(maps[::-1], dim=1)],
+            "each layer reads the newest maps first, though the output is in order.\nLook at what "
+            "stands first in the torch.cat that a layer reads.": torch.cat(back, dim=1),
+        },
         "the values are wrong.\nLook at what each layer reads: the input and the maps of all "
         "layers before, in the order in which they were made.",
     )
@@ -201,27 +191,16 @@ def input_channels(answer: Any) -> str:
         answer,
         lambda layer, k0, k: k0 + sum(k for _ in range(1, layer)),
         [(1, 16, 12), (2, 16, 12), (5, 3, 4), (40, 24, 32)],
-        [
-            (
-                lambda layer, k0, k: k0 + k * layer,
-                "layer l itself is counted among the layers before it.\nLook at the first layer: "
-                "whose maps does it read?",
-            ),
-            (
-                lambda layer, k0, k: k * (layer - 1),
-                "the maps that enter the block are left out.\nLook at the first layer: it must "
-                "read something.",
-            ),
-            (
-                lambda layer, k0, k: k0 if layer == 1 else k,
-                "only the layer just before is counted.\nA dense layer reads all layers before it.",
-            ),
-            (
-                lambda layer, k0, k: k + k0 * (layer - 1),
-                "k_0 and k have changed places.\nWhich of them enters once, and which once for "
-                "each layer before?",
-            ),
-        ],
+        {
+            "layer l itself is counted among the layers before it.\nLook at the first layer: "
+            "whose maps does it read?": lambda layer, k0, k: k0 + k * layer,
+            "the maps that enter the block are left out.\nLook at the first layer: it must read "
+            "something.": lambda layer, k0, k: k * (layer - 1),
+            "only the layer just before is counted.\nA dense layer "
+            "reads all layers before it.": lambda layer, k0, k: k0 if layer == 1 else k,
+            "k_0 and k have changed places.\nWhich of them enters once, and which once for each "
+            "layer before?": lambda layer, k0, k: k + k0 * (layer - 1),
+        },
         "Write down what layers 1, 2 and 3 read, then look for the pattern.",
     )
     return f"{name} follows the widths of a block"
@@ -234,33 +213,18 @@ def connections(answer: Any) -> str:
         answer,
         lambda count: sum(range(1, count + 1)),
         [(1,), (2,), (5,), (100,)],
-        [
-            (
-                lambda count: count * (count - 1) // 2,
-                "connections from the input of the block are left out.\nx_0 is read directly by "
-                "every layer: look at the smallest block.",
-            ),
-            (
-                lambda count: count,
-                "the connections of a plain network are counted.\nHow many things does layer l of "
-                "a dense block read directly?",
-            ),
-            (
-                lambda count: count * (count + 1),
-                "each connection is counted twice.\nIt has a direction: from an earlier layer to a "
-                "later one.",
-            ),
-            (
-                lambda count: count**2,
-                "as many connections as pairs of layers in either direction are counted.\nA layer "
-                "reads only what was made before it.",
-            ),
-            (
-                lambda count: (count + 1) * (count + 2) // 2,
-                "the block's output is counted as one more layer.\nThe question asks for what the "
-                "L layers read.",
-            ),
-        ],
+        {
+            "connections from the input of the block are left out.\nx_0 is read directly by every "
+            "layer: look at the smallest block.": lambda count: count * (count - 1) // 2,
+            "the connections of a plain network are counted.\nHow many things does layer l of a "
+            "dense block read directly?": lambda count: count,
+            "each connection is counted twice.\nIt has a direction: from an earlier layer to a "
+            "later one.": lambda count: count * (count + 1),
+            "as many connections as pairs of layers in either direction are counted.\nA layer "
+            "reads only what was made before it.": lambda count: count**2,
+            "the block's output is counted as one more layer.\nThe question asks for what the L "
+            "layers read.": lambda count: (count + 1) * (count + 2) // 2,
+        },
         "Draw blocks of 1, 2 and 3 layers with their input x_0 and count the arrows.",
     )
     return f"{name} counts every arrow of a block once"
@@ -279,40 +243,25 @@ def block_parameters(answer: Any) -> str:
         answer,
         right,
         [(1, 3, 2), (4, 16, 12), (7, 5, 4), (20, 16, 4)],
-        [
-            (
-                lambda n, k0, k: sum(9 * k * (k0 + k * i) for i in range(n)),
-                "the batch normalisations are not counted.\nLook at what each of them learns for "
-                "each map that it reads.",
-            ),
-            (
-                lambda n, k0, k: sum(9 * k * (k0 + k * i) + 2 * k for i in range(n)),
-                "a batch normalisation is counted for the k maps that leave a layer.\nIt comes "
-                "first: how many maps does it read?",
-            ),
-            (
-                lambda n, k0, k: n * right(1, k0, k),
-                "all layers are counted as wide as the first.\nLook at what the later ones read.",
-            ),
-            (
-                lambda n, k0, k: right(n, k0 + k, k),
-                "each layer is counted too wide by k.\nHow many layers come before the first one?",
-            ),
-            (
-                lambda n, k0, k: right(n, k0, k) + n * k,
-                "a bias is counted for each convolution.\nLook at how DenseLayer makes its own.",
-            ),
-            (
-                lambda n, k0, k: right(n, k0, k) - sum(k0 + k * i for i in range(n)),
-                "one number is counted for each map of a batch normalisation.\nLook at what it "
-                "does after it has normalised.",
-            ),
-            (
-                lambda n, k0, k: right(n, k0, k) + 2 * sum(k0 + k * i for i in range(n)),
-                "running mean and variance are counted too.\nThey are buffers: the optimiser does "
-                "not learn them.",
-            ),
-        ],
+        {
+            "the batch normalisations are not counted.\nLook at what each of them learns for each "
+            "map that it reads.": lambda n, k0, k: sum(9 * k * (k0 + k * i) for i in range(n)),
+            "a batch normalisation is counted for the k maps that leave a layer.\nIt comes first: "
+            "how many maps "
+            "does it read?": lambda n, k0, k: sum(9 * k * (k0 + k * i) + 2 * k for i in range(n)),
+            "all layers are counted as wide as the first.\nLook at "
+            "what the later ones read.": lambda n, k0, k: n * right(1, k0, k),
+            "each layer is counted too wide by k.\nHow many layers "
+            "come before the first one?": lambda n, k0, k: right(n, k0 + k, k),
+            "a bias is counted for each convolution.\nLook at how "
+            "DenseLayer makes its own.": lambda n, k0, k: right(n, k0, k) + n * k,
+            "one number is counted for each map of a batch normalisation.\nLook at what it does "
+            "after it has "
+            "normalised.": lambda n, k0, k: right(n, k0, k) - sum(k0 + k * i for i in range(n)),
+            "running mean and variance are counted too.\nThey are buffers: the optimiser does not "
+            "learn "
+            "them.": lambda n, k0, k: right(n, k0, k) + 2 * sum(k0 + k * i for i in range(n)),
+        },
         "Count one layer first: its normalisation, then its convolution, both from the maps that "
         "it reads. Then sum over the layers.",
     )

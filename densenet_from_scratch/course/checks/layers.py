@@ -1,53 +1,35 @@
 """Layers worked out by hand, and the checks that every kind of layer shares."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from densenet_from_scratch.course.checks.common import (
+from densenet_from_scratch.course.checks.by_hand import (
+    branch_by_hand as branch_by_hand,
+)
+from densenet_from_scratch.course.checks.by_hand import (
+    convolve_by_hand as convolve_by_hand,
+)
+from densenet_from_scratch.course.checks.by_hand import (
+    normalise_by_hand as normalise_by_hand,
+)
+from densenet_from_scratch.course.checks.core import (
     build_answer,
     call_answer,
     random_maps,
     require,
+    require_part,
     require_shape,
-    require_tensor,
+    require_unchanged,
     require_values,
-    same_values,
+)
+from densenet_from_scratch.course.checks.core import (
+    require_gradients as require_gradients,
 )
 from densenet_from_scratch.measure import count_parameters
-
-
-def normalise_by_hand(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
-    """Batch normalisation by its definition."""
-    if norm.training:
-        mean = x.mean(dim=(0, 2, 3))
-        variance = ((x - mean[:, None, None]) ** 2).mean(dim=(0, 2, 3))
-    else:
-        assert norm.running_mean is not None and norm.running_var is not None
-        mean, variance = norm.running_mean, norm.running_var
-    scale = norm.weight / torch.sqrt(variance + norm.eps)
-    return (x - mean[:, None, None]) * scale[:, None, None] + norm.bias[:, None, None]
-
-
-def convolve_by_hand(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """A 3×3 convolution with padding 1 as the sum of its nine shifted 1×1 convolutions."""
-    height, width = x.shape[2:]
-    padded = F.pad(x, (1, 1, 1, 1))
-    result = torch.zeros(())
-    for i in range(3):
-        for j in range(3):
-            shifted = padded[:, :, i : i + height, j : j + width]
-            result = result + torch.einsum("oc,nchw->nohw", conv.weight[:, :, i, j], shifted)
-    return result
-
-
-def branch_by_hand(norm: nn.BatchNorm2d, conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """H_l: batch normalisation, ReLU, convolution."""
-    return convolve_by_hand(conv, normalise_by_hand(norm, x).clamp(min=0))
 
 
 @dataclass(frozen=True)
@@ -62,6 +44,11 @@ class LayerSpec:
     adds_input: bool = False
     may_use: tuple[type[nn.Module], ...] = ()
 
+    @property
+    def keeps_width(self) -> bool:
+        """Say whether as many maps leave the layer as enter it."""
+        return self.reads == self.makes
+
     def build(self, answer: Any, random: bool = True) -> nn.Module:
         """Build the answer with the arguments of this specification."""
         return build_answer(answer, *self.arguments, may_use=self.may_use, random=random)
@@ -69,13 +56,8 @@ class LayerSpec:
     def parts(self, layer: nn.Module) -> tuple[nn.BatchNorm2d, nn.Conv2d]:
         """Require that ``layer`` has the two parts, and that they are what was asked for."""
         name = type(layer).__name__
-        for part, kind in ((self.norm, nn.BatchNorm2d), (self.conv, nn.Conv2d)):
-            require(
-                type(getattr(layer, part, None)) is kind,
-                f"{name} has no {kind.__name__} called self.{part}.\n"
-                "Look at the names in the question: the checks and later code read them.",
-            )
-        norm, conv = getattr(layer, self.norm), getattr(layer, self.conv)
+        norm = require_part(layer, self.norm, nn.BatchNorm2d)
+        conv = require_part(layer, self.conv, nn.Conv2d)
         require(
             norm.num_features == self.reads,
             f"{name}: self.{self.norm} is made for {norm.num_features} maps.\nIt comes first, so "
@@ -116,76 +98,52 @@ class LayerSpec:
         y = branch_by_hand(*self.parts(layer), x)
         return x + y if self.adds_input else y
 
-    def mistakes(self, layer: nn.Module, x: Tensor) -> list[tuple[Tensor, str]]:
-        """What a layer gives that confuses something, and the message for it."""
+    def mistakes(self, layer: nn.Module, x: Tensor) -> dict[str, Tensor | list[Tensor]]:
+        """What a layer gives that confuses something, by the message for it."""
         norm, conv = self.parts(layer)
         normed, right = normalise_by_hand(norm, x), branch_by_hand(norm, conv, x)
-        found = [
-            (
-                convolve_by_hand(conv, normalise_by_hand(norm, x.clamp(min=0))),
-                "ReLU comes before the batch normalisation, so that it cuts off raw maps and the "
-                "normalisation puts negative values back.\nCompare the order in forward with the "
-                "name BN-ReLU-conv.",
-            ),
-            (
-                convolve_by_hand(conv, normed),
-                "there is no ReLU: without it a stack of layers is one linear map.\nLook at what "
-                "lies between the two parts.",
-            ),
-            (
-                convolve_by_hand(conv, x.clamp(min=0)),
-                "the batch normalisation is not used.\nLook at what the ReLU reads.",
-            ),
-            (
-                convolve_by_hand(conv, normed).clamp(min=0),
-                "ReLU comes last, after the convolution.\nCompare the order in forward with the "
-                "name BN-ReLU-conv.",
-            ),
-            (
-                right.clamp(min=0),
-                "there is a second ReLU, after the convolution.\nThe next layer cuts off after "
-                "its own normalisation: compare forward with the name BN-ReLU-conv.",
-            ),
-        ]
-        if self.reads == self.makes:
-            later = normalise_by_hand(norm, convolve_by_hand(conv, x))
-            message = (
+        later = normalise_by_hand(norm, convolve_by_hand(conv, x)) if self.keeps_width else x
+        orders = {
+            "ReLU comes before the batch normalisation, so that it cuts off raw maps and the "
+            "normalisation puts negative values back.\nCompare the order in forward with the "
+            "name BN-ReLU-conv.": [convolve_by_hand(conv, normalise_by_hand(norm, x.clamp(min=0)))],
+            "there is no ReLU: without it a stack of layers is one linear map.\nLook at what "
+            "lies between the two parts.": [convolve_by_hand(conv, normed)],
+            "the batch normalisation is not used.\nLook at what the ReLU reads.": [
+                convolve_by_hand(conv, x.clamp(min=0))
+            ],
+            "ReLU comes last, after the convolution.\nCompare the order in forward with the "
+            "name BN-ReLU-conv.": [convolve_by_hand(conv, normed).clamp(min=0)],
+            "there is a second ReLU, after the convolution.\nThe next layer cuts off after "
+            "its own normalisation: compare forward with the name "
+            "BN-ReLU-conv.": [right.clamp(min=0)],
+        }
+        if self.keeps_width:
+            orders[
                 "the convolution comes first.\nThat is the older order, conv-BN-ReLU; compare it "
                 "with the name BN-ReLU-conv."
-            )
-            found += [(later.clamp(min=0), message), (later, message)]
-        if self.adds_input:
-            untouched = "\nLook at whether the name x still means the input when you add it."
-            return [(x + wrong, message) for wrong, message in found] + [
-                (
-                    right,
-                    "the shortcut is missing: this is a plain layer.\nLook at both terms of "
-                    "x_l = H_l(x_{l-1}) + x_{l-1}.",
-                ),
-                (
-                    (right + x).clamp(min=0),
-                    "a ReLU follows the sum, so that no negative value passes and the identity "
-                    "path is no identity.\nLook at the last thing forward does.",
-                ),
-                (
-                    right + normed.clamp(min=0),
-                    f"what is added is x after batch normalisation and ReLU.{untouched}",
-                ),
-                (right + normed, f"what is added is x after batch normalisation.{untouched}"),
-                (right + x.clamp(min=0), f"what is added is x after a ReLU.{untouched}"),
-                (
-                    right + 2 * x,
-                    "the input is added twice.\nIf your class inherits from another, look at "
-                    "what that one's forward already does.",
-                ),
-            ]
-        if self.reads == self.makes:
-            message = (
-                "the layer adds its input to its output.\nThat is a residual layer; look at the "
-                "equation of this one."
-            )
-            found.append((right + x, message))
-        return found
+            ] = [later.clamp(min=0), later]
+        if not self.adds_input:
+            if self.keeps_width:
+                orders[
+                    "the layer adds its input to its output.\nThat is a residual layer; look at "
+                    "the equation of this one."
+                ] = [right + x]
+            return {**orders}
+        untouched = "\nLook at whether the name x still means the input when you add it."
+        return {message: [x + wrong for wrong in made] for message, made in orders.items()} | {
+            "the shortcut is missing: this is a plain layer.\nLook at both terms of "
+            "x_l = H_l(x_{l-1}) + x_{l-1}.": right,
+            "a ReLU follows the sum, so that no negative value passes and the identity path is "
+            "no identity.\nLook at the last thing forward does.": (right + x).clamp(min=0),
+            f"what is added is x after batch normalisation and ReLU.{untouched}": (
+                right + normed.clamp(min=0)
+            ),
+            f"what is added is x after batch normalisation.{untouched}": right + normed,
+            f"what is added is x after a ReLU.{untouched}": right + x.clamp(min=0),
+            "the input is added twice.\nIf your class inherits from another, look at what that "
+            "one's forward already does.": right + 2 * x,
+        }
 
 
 def layer_parts(answer: Any, spec: LayerSpec) -> str:
@@ -205,11 +163,15 @@ def layer_shape(answer: Any, spec: LayerSpec) -> str:
     """Check the number, size and dtype of the maps that the layer gives."""
     layer = spec.build(answer)
     name = type(layer).__name__
-    mistakes: dict[tuple[int, ...], str] = {
-        (2, spec.makes, 3, 5): "Both sides are 2 pixels short, as if the border had no "
-        "neighbours: look at the padding.",
-        (2, spec.reads + spec.makes, 5, 7): "There are more maps, as if the input were "
-        "concatenated to the output: look at what forward returns.",
+    mistakes = {
+        "Both sides are 2 pixels short, as if the border had no neighbours: look at the padding.": (
+            2,
+            spec.makes,
+            3,
+            5,
+        ),
+        "There are more maps, as if the input were concatenated to the output: look at what "
+        "forward returns.": (2, spec.reads + spec.makes, 5, 7),
     }
     x = random_maps(2, spec.reads, 5, 7)
     y = call_answer(f"{name}{spec.arguments}", layer, x)
@@ -254,11 +216,11 @@ def layer_side_effects(answer: Any, spec: LayerSpec) -> str:
     before = x.clone()
     with torch.no_grad():
         call_answer(f"{name}{spec.arguments}", layer, x)
-    require(
-        same_values(x, before),
-        f"{name} changes the tensor that it was given.\nSomebody else may still read it: look "
-        "for +=, inplace=True, and methods that end in an underscore.",
+    hint = (
+        "Somebody else may still read it: look for +=, inplace=True, and methods that end in an "
+        "underscore."
     )
+    require_unchanged(x, before, name, hint)
     assert norm.num_batches_tracked is not None  # parts() has made sure that it keeps statistics
     updates = int(norm.num_batches_tracked)
     require(
@@ -267,39 +229,6 @@ def layer_side_effects(answer: Any, spec: LayerSpec) -> str:
         "Look at how often forward calls it: H_l is computed once.",
     )
     return f"{name} leaves its input alone and runs its branch once"
-
-
-def require_gradients(
-    module: nn.Module, x: Tensor, expected: Callable[[Tensor], Tensor], what: str
-) -> None:
-    """Require the gradients of the input and of every parameter that autograd gets by hand."""
-    sources = {"the input": x.requires_grad_()} | dict(module.named_parameters())
-    reference = expected(x)
-    weights = torch.randn_like(reference)
-    right = torch.autograd.grad((reference * weights).sum(), list(sources.values()))
-    in_place = "If it speaks of an in-place operation: look for += and inplace=True in forward."
-    y = require_tensor(call_answer(what, module, x, hint=in_place), what)
-    require(
-        y.requires_grad,
-        f"{what}: no gradient can flow back from the output.\nLook for what cuts the graph: "
-        "detach(), .data, torch.no_grad(), numpy, torch.tensor(...).",
-    )
-    gradients = call_answer(
-        f"The backward pass of {what}",
-        lambda: torch.autograd.grad((y * weights).sum(), list(sources.values()), allow_unused=True),
-        hint=in_place,
-    )
-    for name, gradient, value in zip(sources, gradients, right, strict=True):
-        require(
-            gradient is not None,
-            f"{what}: {name} gets no gradient, so training would never use it.\nLook for what "
-            "cuts its path to the output: detach(), .data, torch.no_grad(), or a part unused.",
-        )
-        require(
-            same_values(gradient, value),
-            f"{what}: the gradient of {name} is wrong.\nIf the values are right, part of the path "
-            "is cut: look for detach(), .data and torch.no_grad().",
-        )
 
 
 def layer_gradient(answer: Any, spec: LayerSpec) -> str:

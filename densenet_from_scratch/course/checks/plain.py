@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from densenet_from_scratch.course.checks.common import (
+from densenet_from_scratch.course.checks.core import (
     as_check,
     build_answer,
     call_answer,
@@ -74,60 +74,32 @@ def plain_parameters(answer: Any) -> str:
         answer,
         right,
         [(1, 1, 1, 2), (3, 4, 1, 10), (5, 8, 3, 7), (2, 16, 3, 100)],
-        [
-            (
-                lambda n, c, i, k: right(n, c, i, k) + (n + 1) * c,
-                "a bias is counted for each 3×3 convolution.\nLook at how PlainLayer and the stem "
-                "make theirs.",
-            ),
-            (
-                lambda n, c, i, k: right(n, c, i, k) + n * c,
-                "a bias is counted for each layer's 3×3 convolution.\nLook at how PlainLayer makes "
-                "its own.",
-            ),
-            (
-                lambda n, c, i, k: right(n, c, i, k) + 2 * (n + 1) * c,
-                "running mean and variance are counted too.\nThey are buffers: the optimiser does "
-                "not learn them. Look at what a BatchNorm has to learn for each map.",
-            ),
-            (
-                lambda n, c, i, k: right(n, c, i, k) - (n + 1) * c,
-                "one number is counted for each map of a batch normalisation.\nLook at what it "
-                "does after it has normalised.",
-            ),
-            (
-                lambda n, c, i, k: right(n, c, i, k) - 2 * (n + 1) * c,
-                "the batch normalisations are not counted.\nLook at what each of them learns for "
-                "each map.",
-            ),
-            (
-                lambda n, c, i, k: right(n, c, i, k) - 2 * c,
-                "the last batch normalisation, before the classifier, is not counted.\nGo through "
-                "the list of parts in the question.",
-            ),
-            (
-                lambda n, c, i, k: right(n, c, i, k) - k,
-                "the bias of the classifier is not counted.\nLook at the parts of a linear layer.",
-            ),
-            (
-                lambda n, c, i, k: right(n, c, i, k) - (c + 1) * k,
-                "the classifier is not counted.\nGo through the list of parts in the question.",
-            ),
-            (
-                lambda n, c, i, k: right(n, c, i, k) - 9 * i * c,
-                "the stem is not counted.\nGo through the list of parts in the question.",
-            ),
-            (
-                lambda n, c, i, k: right(n, c, i, k) + 9 * (c - i) * c,
-                "the stem is counted like a layer, from C maps to C maps.\nLook at how many "
-                "channels the image has.",
-            ),
-            (
-                lambda n, c, i, k: right(n, c, i, k) - 9 * n * c * (c - 1) - 9 * (i - 1) * c,
-                "a convolution is counted with one 3×3 kernel for each map it makes.\nIt has one "
-                "for each *pair* of a map read and a map made.",
-            ),
-        ],
+        {
+            "a bias is counted for each 3×3 convolution.\nLook at how PlainLayer and the stem "
+            "make theirs.": lambda n, c, i, k: right(n, c, i, k) + (n + 1) * c,
+            "a bias is counted for each layer's 3×3 convolution.\nLook at how PlainLayer makes "
+            "its own.": lambda n, c, i, k: right(n, c, i, k) + n * c,
+            "running mean and variance are counted too.\nThey are buffers: the optimiser does not "
+            "learn them. Look at what a BatchNorm "
+            "has to learn for each map.": lambda n, c, i, k: right(n, c, i, k) + 2 * (n + 1) * c,
+            "one number is counted for each map of a batch normalisation.\nLook at what it does "
+            "after it has normalised.": lambda n, c, i, k: right(n, c, i, k) - (n + 1) * c,
+            "the batch normalisations are not counted.\nLook at what each of them learns for each "
+            "map.": lambda n, c, i, k: right(n, c, i, k) - 2 * (n + 1) * c,
+            "the last batch normalisation, before the classifier, is not counted.\nGo through the "
+            "list of parts in the question.": lambda n, c, i, k: right(n, c, i, k) - 2 * c,
+            "the bias of the classifier is not counted.\nLook at the "
+            "parts of a linear layer.": lambda n, c, i, k: right(n, c, i, k) - k,
+            "the classifier is not counted.\nGo through the list "
+            "of parts in the question.": lambda n, c, i, k: right(n, c, i, k) - (c + 1) * k,
+            "the stem is not counted.\nGo through the list "
+            "of parts in the question.": lambda n, c, i, k: right(n, c, i, k) - 9 * i * c,
+            "the stem is counted like a layer, from C maps to C maps.\nLook at how many channels "
+            "the image has.": lambda n, c, i, k: right(n, c, i, k) + 9 * (c - i) * c,
+            "a convolution is counted with one 3×3 kernel for each map it makes.\nIt has one for "
+            "each *pair* of a map read and a map "
+            "made.": lambda n, c, i, k: right(n, c, i, k) - 9 * n * c * (c - 1) - 9 * (i - 1) * c,
+        },
         "Count part by part: the stem, one layer, the last normalisation, the classifier. Which "
         "of them have a bias?",
     )
@@ -163,39 +135,29 @@ def receptive_field(answer: Any) -> str:
             ([3, 2, 3, 1], [1, 2, 1, 2]),
             ([5, 3, 3, 3], [2, 2, 2, 1]),
         ],
-        [
-            (
-                lambda k, s: 1 + sum(kernel - 1 for kernel in k),
-                "the strides make no difference.\nAfter a stride of 2, neighbours in the next map "
-                "are two pixels apart: by how much does a kernel then widen the view?",
+        {
+            "the strides make no difference.\nAfter a stride of 2, neighbours in the next map are "
+            "two pixels apart: by how much does a "
+            "kernel then widen the view?": lambda k, s: 1 + sum(kernel - 1 for kernel in k),
+            "the kernel sizes are added up.\nTwo neighbouring windows overlap: by how much does a "
+            "kernel of size 3 widen the view?": lambda k, s: sum(k),
+            "a layer's own stride already widens its own step.\nA stride spreads the outputs of "
+            "its layer: which layers read them?": lambda k, s: (
+                1 + sum((a - 1) * j for a, j in zip(k, _jumps(s, own=True), strict=True))
             ),
-            (
-                lambda k, s: sum(k),
-                "the kernel sizes are added up.\nTwo neighbouring windows overlap: by how much "
-                "does a kernel of size 3 widen the view?",
+            "only the stride of the layer just before counts.\nLook at what two strides of 2 in a "
+            "row do to the distance between "
+            "neighbours.": lambda k, s: (
+                1 + sum((a - 1) * b for a, b in zip(k, [1, *s[:-1]], strict=True))
             ),
-            (
-                lambda k, s: (
-                    1 + sum((a - 1) * j for a, j in zip(k, _jumps(s, own=True), strict=True))
-                ),
-                "a layer's own stride already widens its own step.\nA stride spreads the outputs "
-                "of its layer: which layers read them?",
+            "the strides before a layer are added up.\nLook at what two strides of 2 in a row do "
+            "to the distance between "
+            "neighbours.": lambda k, s: (
+                1 + sum((a - 1) * (sum(s[:i]) or 1) for i, a in enumerate(k))
             ),
-            (
-                lambda k, s: 1 + sum((a - 1) * b for a, b in zip(k, [1, *s[:-1]], strict=True)),
-                "only the stride of the layer just before counts.\nLook at what two strides of 2 "
-                "in a row do to the distance between neighbours.",
-            ),
-            (
-                lambda k, s: 1 + sum((a - 1) * (sum(s[:i]) or 1) for i, a in enumerate(k)),
-                "the strides before a layer are added up.\nLook at what two strides of 2 in a row "
-                "do to the distance between neighbours.",
-            ),
-            (
-                lambda k, s: _receptive_field(k, s) - 1,
-                "the result is one too small.\nHow many pixels does a network without layers see?",
-            ),
-        ],
+            "the result is one too small.\nHow many pixels does a "
+            "network without layers see?": lambda k, s: _receptive_field(k, s) - 1,
+        },
         "Draw it for this case: mark one pixel of the last map, then the pixels it reads, layer "
         "by layer back to the image.",
     )
@@ -238,27 +200,15 @@ def plain_stack_values(answer: Any) -> str:
         call_answer(what, stack, x),
         through(layers),
         what,
-        [
-            (
-                through([layers[0]] * _STACK[0]),
-                "only the first layer runs, again and again.\nLook at what the loop in forward "
-                "calls.",
-            ),
-            (
-                through(layers[:-1]),
-                "a layer is left out.\nLook at where the loop in forward ends.",
-            ),
-            (
-                through(layers[:1]),
-                "only one layer runs.\nLook at what each layer reads, and at where forward "
-                "returns.",
-            ),
-            (
-                through(layers[-1:]),
-                "the last layer reads the input.\nLook at what each layer reads: the output of the "
-                "one before.",
-            ),
-        ],
+        {
+            "only the first layer runs, again and again.\nLook at what "
+            "the loop in forward calls.": through([layers[0]] * _STACK[0]),
+            "a layer is left out.\nLook at where the loop in forward ends.": through(layers[:-1]),
+            "only one layer runs.\nLook at what each layer reads, and "
+            "at where forward returns.": through(layers[:1]),
+            "the last layer reads the input.\nLook at what each layer reads: the output of the "
+            "one before.": through(layers[-1:]),
+        },
         "the values are wrong.\nLook at what each layer reads: x_l = H_l(x_{l-1}).",
     )
     return f"{what} runs each layer once, in order"

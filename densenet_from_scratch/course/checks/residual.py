@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densenet_from_scratch.course.checks.common import (
+from densenet_from_scratch.course.checks.core import (
     as_check,
     build_answer,
     call_answer,
@@ -104,23 +104,14 @@ def branches(answer: Any) -> str:
             result[index],
             terms[index],
             f"Term {index} of {name}(layers, x)",
-            [
-                (
-                    parallel[index],
-                    "every branch reads the input, as if x_L were x_0 plus all H_l(x_0).\nLook at "
-                    "what the layer before has already added by then.",
-                ),
-                (
-                    chain[index],
-                    "each branch reads only the branch before it, as in a plain network.\nH_l "
-                    "reads x_{l-1}, which is a sum: of what?",
-                ),
-                (
-                    states[index],
-                    "this is x_l itself, and the sum of all x_l is far more than x_L.\nLook at "
-                    "what each layer *adds*.",
-                ),
-            ],
+            {
+                "every branch reads the input, as if x_L were x_0 plus all H_l(x_0).\nLook at "
+                "what the layer before has already added by then.": parallel[index],
+                "each branch reads only the branch before it, as in a plain network.\nH_l reads "
+                "x_{l-1}, which is a sum: of what?": chain[index],
+                "this is x_l itself, and the sum of all x_l is far more than x_L.\nLook at what "
+                "each layer *adds*.": states[index],
+            },
             f"the values are wrong.\nWrite down what x_{index} is made of, and look at what your "
             "loop has in hand at that moment.",
         )
@@ -156,18 +147,26 @@ def shortcut_shape(answer: Any) -> str:
             (n, channels, height, width),
             what,
             {
-                (n, c, height, width): "The maps are fewer, but there are not as many as the "
-                "branch makes: look at the channels.",
-                (n, channels, h, w): "There are enough maps, but they are not smaller: look at "
-                "the stride.",
-                (n, c + channels, height, width): "There are too many maps: how many zeros are "
-                "missing, and how many are there in the end?",
-                (n, channels, h // stride, w // stride): "The last row and column are missing "
-                "where the stride does not divide the size.",
-                (n, c, height, width + channels - c): "The zeros are beside the pixels, not "
-                "behind the maps.\nF.pad counts axes from the last: look at which pair is which.",
-                (n, c, height + channels - c, width): "The zeros are below the pixels, not behind "
-                "the maps.\nF.pad counts axes from the last: look at which pair is which.",
+                "The maps are fewer, but there are not as many as the branch makes: look at the "
+                "channels.": (n, c, height, width),
+                "There are enough maps, but they are not smaller: look at the stride.": (
+                    n,
+                    channels,
+                    h,
+                    w,
+                ),
+                "There are too many maps: how many zeros are missing, and how many are there in "
+                "the end?": (n, c + channels, height, width),
+                "The last row and column are missing where the stride does not divide the size.": (
+                    n,
+                    channels,
+                    h // stride,
+                    w // stride,
+                ),
+                "The zeros are beside the pixels, not behind the maps.\nF.pad counts axes from "
+                "the last: look at which pair is which.": (n, c, height, width + channels - c),
+                "The zeros are below the pixels, not behind the maps.\nF.pad counts axes from the "
+                "last: look at which pair is which.": (n, c, height + channels - c, width),
             },
         )
     for dtype in (torch.float32, torch.float64):
@@ -190,23 +189,15 @@ def shortcut_values(answer: Any) -> str:
         n, c, h, w = shape
         zeros = torch.zeros(n, channels - c, -(-h // stride), -(-w // stride), dtype=x.dtype)
         kept = x[:, :, ::stride, ::stride]
-        mistakes = [
-            (
-                torch.cat([zeros, kept], dim=1),
-                "the zero maps come first.\nLook at which side of the channel axis they are added "
-                "to: map 0 of the input should stay map 0.",
-            ),
-            (
-                torch.cat([F.avg_pool2d(x, stride, ceil_mode=True), zeros], dim=1),
-                "pixels are averaged.\nThe question asks to *keep* every stride-th pixel, as the "
-                "centre of a strided convolution does.",
-            ),
-            (
-                torch.cat([F.max_pool2d(x, stride, ceil_mode=True), zeros], dim=1),
-                "the largest of several pixels is taken.\nThe question asks to *keep* every "
-                "stride-th pixel.",
-            ),
-        ]
+        mistakes = {
+            "the zero maps come first.\nLook at which side of the channel axis they are added to: "
+            "map 0 of the input should stay map 0.": torch.cat([zeros, kept], dim=1),
+            "pixels are averaged.\nThe question asks to *keep* every stride-th pixel, as the "
+            "centre of a strided convolution "
+            "does.": torch.cat([F.avg_pool2d(x, stride, ceil_mode=True), zeros], dim=1),
+            "the largest of several pixels is taken.\nThe question asks to *keep* every stride-th "
+            "pixel.": torch.cat([F.max_pool2d(x, stride, ceil_mode=True), zeros], dim=1),
+        }
         require_values(
             result,
             torch.cat([kept, zeros], dim=1),
@@ -240,21 +231,12 @@ def residual_stack_identity(answer: Any) -> str:
         call_answer(what, stack, x),
         x,
         what,
-        [
-            (
-                x * 2 ** len(layers),
-                "each layer doubles what it reads: the input is added twice.\nLook for both places "
-                "that add it; one of them is in a class that you did not write.",
-            ),
-            (
-                x * 0,
-                "nothing is left of the input: now no place adds it.\nLook at who should.",
-            ),
-            (
-                x.clamp(min=0),
-                "what is negative is lost.\nLook for a ReLU on the identity path.",
-            ),
-        ],
+        {
+            "each layer doubles what it reads: the input is added twice.\nLook for both places "
+            "that add it; one of them is in a class that you did not write.": x * 2 ** len(layers),
+            "nothing is left of the input: now no place adds it.\nLook at who should.": x * 0,
+            "what is negative is lost.\nLook for a ReLU on the identity path.": x.clamp(min=0),
+        },
         "the input does not come out as it went in.\nLook at what happens to x besides H_l(x).",
     )
     return f"{type(stack).__name__} passes its input on when the branches give zero"
@@ -277,17 +259,11 @@ def residual_stack_values(answer: Any) -> str:
         call_answer(what, stack, x),
         through(1),
         what,
-        [
-            (
-                through(2),
-                "the input is added twice in each layer.\nLook for both places that add it; one of "
-                "them is in a class that you did not write.",
-            ),
-            (
-                through(0),
-                "the input is no longer added anywhere.\nLook at who should add it.",
-            ),
-        ],
+        {
+            "the input is added twice in each layer.\nLook for both places that add it; one of "
+            "them is in a class that you did not write.": through(2),
+            "the input is no longer added anywhere.\nLook at who should add it.": through(0),
+        },
         "the values are wrong.\nEach x_l is H_l(x_{l-1}) + x_{l-1}, neither term scaled: look at "
         "the loop in forward.",
     )

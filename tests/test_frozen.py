@@ -18,9 +18,9 @@ from densenet_from_scratch import (
     FrozenDenseNet,
     densenet121,
     from_torchvision,
-    inference,
 )
-from densenet_from_scratch.efficient import shared
+from densenet_from_scratch import frozen as module
+from densenet_from_scratch.kernels import layout
 
 NETWORKS = {
     "small images": {},
@@ -67,7 +67,7 @@ def test_its_plain_operations_give_the_same(options, monkeypatch):
     network, x = trained(**options), images()
     frozen = network.frozen()
     expected = network(x).detach()
-    monkeypatch.setattr(inference, "why_not_round", lambda x: "for this test")
+    monkeypatch.setattr(module, "why_not_round", lambda x: "for this test")
     monkeypatch.setattr(FrozenDenseNet, "_run", None)
     torch.testing.assert_close(frozen(x), expected, rtol=1e-12, atol=1e-12)
 
@@ -75,8 +75,8 @@ def test_its_plain_operations_give_the_same(options, monkeypatch):
 @pytest.mark.parametrize("numbers", [1, 30, 100])
 def test_the_size_of_the_pieces_changes_nothing(numbers, monkeypatch):
     network, x = trained(), images()
-    monkeypatch.setattr(shared, "PIECE", numbers)
-    monkeypatch.setattr(inference, "PIECE", numbers)
+    monkeypatch.setattr(layout, "PIECE", numbers)
+    monkeypatch.setattr(module, "PIECE", numbers)
     torch.testing.assert_close(network.frozen()(x), network(x), rtol=1e-12, atol=1e-12)
 
 
