@@ -22,13 +22,13 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from helpers import ROOT, notebook
 from IPython.core.interactiveshell import InteractiveShell
 from packaging.requirements import Requirement
 
-ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
-import set_address  # noqa: E402
+import set_address
 
 NOTEBOOKS = [
     path.relative_to(ROOT)
@@ -74,7 +74,7 @@ def test_the_first_code_cell_is_that_of_the_projects_address(path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=str)
 def test_no_other_cell_knows_an_address_or_installs(path):
-    text = "\n".join(cell.source for cell in nbformat.read(ROOT / path, 4).cells)
+    text = "\n".join(cell.source for cell in notebook(ROOT / path).cells)
     text = text.replace(first_cell(ROOT / path), "")
     assert not re.search(r"git\+|pip install|set_address", text)
 
@@ -190,7 +190,7 @@ def test_the_light_extra_and_the_package_bring_what_notebooks_import():
     sources = [
         cell.source
         for path in NOTEBOOKS
-        for cell in nbformat.read(ROOT / path, 4).cells
+        for cell in notebook(ROOT / path).cells
         if cell.cell_type == "code"
     ]
     sources += [path.read_text() for path in ROOT.glob("densenet_from_scratch/**/*.py")]

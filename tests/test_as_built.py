@@ -6,11 +6,13 @@ plain modules with the same change: equal in all that can be observed, or refuse
 """
 
 import copy
+import functools
 import types
 from collections.abc import Callable
 
 import pytest
 import torch
+from helpers import cumulative_average, draw_norms, norms_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
@@ -29,9 +31,7 @@ def build(way: bool | str = False, **options) -> DenseNet:
     torch.manual_seed(0)
     sizes = {"growth_rate": 3, "block_config": (2, 3), "num_init_features": 4, "num_classes": 3}
     network = DenseNet(**sizes | options, efficient=way).double()
-    for name, value in network.state_dict().items():
-        if "norm" in name and value.is_floating_point():
-            value.uniform_(0.5, 2.0)  # fresh statistics and scales would hide mistakes
+    draw_norms(network)
     return network
 
 
@@ -67,10 +67,6 @@ def assert_equal(actual, expected) -> None:
 
 def layer_of(network: DenseNet) -> BottleneckLayer:
     return network.blocks[1].layers[1]
-
-
-def norms_of(network: nn.Module) -> list[nn.BatchNorm2d]:
-    return [part for part in network.modules() if isinstance(part, nn.BatchNorm2d)]
 
 
 def pruned_convolutions(network: DenseNet) -> None:
@@ -228,11 +224,6 @@ def one_frozen_norm(network: DenseNet) -> None:
 def one_norm_that_always_learns(network: DenseNet) -> None:
     norm = layer_of(network).norm1
     norm.train = types.MethodType(lambda self, mode=True: self, norm)
-
-
-def cumulative_average(network: DenseNet) -> None:
-    for norm in norms_of(network):
-        norm.momentum = None
 
 
 def other_momenta(network: DenseNet) -> None:
@@ -505,29 +496,40 @@ CHANGES: dict[str, Callable[[DenseNet], None]] = {
 changes = pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 
 
+def two_steps(way: bool | str, change: Callable[[DenseNet], None]) -> list[dict]:
+    network = build(way, drop_rate=0.2)
+    torch.manual_seed(3)
+    change(network)
+    return [step(network) for _ in range(2)]
+
+
+def evaluated(way: bool | str, change: Callable[[DenseNet], None]) -> list:
+    """With gradients, as in an attack or a saliency map, and without."""
+    network = build(way)
+    torch.manual_seed(3)
+    change(network)
+    network.eval()
+    with_gradients = step(network)
+    with torch.no_grad():
+        return [with_gradients, network(images())]
+
+
+@functools.cache
+def of_the_modules(run: Callable, change: Callable[[DenseNet], None]) -> list:
+    """What every way must give: a change in the plain network, computed once for all of them."""
+    return run(False, change)
+
+
 @ways
 @changes
 def test_training_gives_what_the_modules_give(way, change):
-    plain, other = build(drop_rate=0.2), build(way, drop_rate=0.2)
-    for network in (plain, other):
-        torch.manual_seed(3)
-        change(network)
-    for _ in range(2):
-        assert_equal(step(other), step(plain))
+    assert_equal(two_steps(way, change), of_the_modules(two_steps, change))
 
 
 @ways
 @changes
 def test_evaluation_gives_what_the_modules_give(way, change):
-    """With gradients, as in an attack or a saliency map, and without."""
-    plain, other = build(), build(way)
-    for network in (plain, other):
-        torch.manual_seed(3)
-        change(network)
-        network.eval()
-    assert_equal(step(other), step(plain))
-    with torch.no_grad():
-        assert_equal(other(images()), plain(images()))
+    assert_equal(evaluated(way, change), of_the_modules(evaluated, change))
 
 
 @changes

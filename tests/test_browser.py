@@ -4,11 +4,12 @@ Needs Chromium or Chrome. Without one these tests are skipped, and the run's las
 where CI is set they fail instead.
 """
 
+import ast
 import json
 import os
 import shutil
-import socket
 import subprocess
+import symtable
 import sys
 import time
 import tomllib
@@ -18,10 +19,10 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from helpers import CHAPTERS, ROOT, free_ports
+from IPython.core.inputtransformer2 import TransformerManager
 from playwright.sync_api import Page, expect, sync_playwright
 
-ROOT = Path(__file__).parent.parent
-CHAPTERS = sorted((ROOT / "chapters").glob("*.ipynb"))
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 TOKEN = "a-token-for-tests"
 PATIENCE = 600_000  # milliseconds; nothing here takes a tenth of it on an idle machine of two cores
@@ -52,9 +53,7 @@ def lab(tmp_path_factory):
     course = tmp_path_factory.mktemp("course")
     for folder in ("chapters", "exercises", "solutions"):
         shutil.copytree(ROOT / folder, course / folder)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    [port] = free_ports(1)
     command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root"]
     command += ["--ip=127.0.0.1", f"--port={port}", f"--IdentityProvider.token={TOKEN}"]
     log = (course / "lab.log").open("w")
@@ -81,12 +80,15 @@ def lab(tmp_path_factory):
 
 
 @pytest.fixture
-def page(browser):
+def page(browser, lab):
     context = browser.new_context(viewport={"width": 1280, "height": 1000})
     page = context.new_page()
     page.set_default_timeout(PATIENCE)
     yield page
     context.close()
+    for session in sessions(lab[0]):  # a kernel that is left holds a gigabyte
+        url = f"{lab[0]}/api/sessions/{session['id']}?token={TOKEN}"
+        urllib.request.urlopen(urllib.request.Request(url, method="DELETE"), timeout=60).close()
 
 
 def open_notebook(page: Page, address: str, path: str) -> None:
@@ -94,10 +96,14 @@ def open_notebook(page: Page, address: str, path: str) -> None:
     page.wait_for_selector(IDLE, timeout=PATIENCE)
 
 
+def sessions(address: str) -> list[dict]:
+    with urllib.request.urlopen(f"{address}/api/sessions?token={TOKEN}", timeout=60) as answer:
+        return json.load(answer)
+
+
 def seconds_at_rest(address: str, path: str) -> float:
     """For how long the kernel of a notebook has had nothing to do; 0 while it works."""
-    with urllib.request.urlopen(f"{address}/api/sessions?token={TOKEN}", timeout=60) as answer:
-        [kernel] = [one["kernel"] for one in json.load(answer) if one["path"] == path]
+    [kernel] = [one["kernel"] for one in sessions(address) if one["path"] == path]
     if kernel["execution_state"] != "idle":
         return 0
     last = datetime.fromisoformat(kernel["last_activity"])
@@ -142,14 +148,53 @@ module.train = train
 """
 
 
-def cut_after_widget(path: Path) -> nbformat.NotebookNode:
-    """The chapter up to its widget, with one step of training for each run: quick, widget in sight.
+def names_of(node: ast.stmt) -> tuple[set[str], set[str], set[str]]:
+    """The names that a statement sets, those whose parts it changes, and those that it reads."""
+    tables = [symtable.symtable(ast.unparse(node), "<cell>", "exec")]
+    symbols = tables[0].get_symbols()
+    sets = {name.get_name() for name in symbols if name.is_assigned() or name.is_imported()}
+    reads = {name.get_name() for name in symbols if name.is_referenced()}
+    for table in tables:  # and the functions and classes within
+        tables += table.get_children()
+        reads |= {name.get_name() for name in table.get_symbols() if name.is_global()}
+    changes = set()
+    for part in ast.walk(node):
+        if isinstance(part, ast.Expr) and isinstance(part.value, ast.Call):
+            part = part.value.func  # a method called for its effect
+        elif not isinstance(getattr(part, "ctx", None), ast.Store | ast.Del):
+            continue
+        while isinstance(part, ast.Attribute | ast.Subscript):
+            part = part.value
+            changes |= {part.id} if isinstance(part, ast.Name) else set()
+    return sets, changes, reads
 
-    What a chapter concludes from real training may fail then; its widget must work all the same.
+
+def leading_to_the_last(cells: list) -> list:
+    """The last code cell, and those before it that set or change a name which it needs."""
+    transform, kept, wanted = TransformerManager().transform_cell, [], set()
+    bodies = [ast.parse(transform(cell.source)).body for cell in cells]
+    imports = (n for b in bodies for n in b if isinstance(n, ast.Import | ast.ImportFrom))
+    imported = {(alias.asname or alias.name).split(".")[0] for n in imports for alias in n.names}
+    for cell, body in zip(reversed(cells), reversed(bodies), strict=True):
+        parts = [names_of(node) for node in body]
+        if not kept or any((sets | changes - imported) & wanted for sets, changes, _ in parts):
+            kept.append(cell)
+            for sets, _, reads in reversed(parts):
+                wanted = wanted - sets | reads
+    return kept[::-1]
+
+
+def cut_to_widget(path: Path) -> nbformat.NotebookNode:
+    """The chapter's widget and the cells that it needs, with one step of training for each run.
+
+    That every cell runs, and what it prints, is nbval's part. What a chapter concludes from real
+    training may fail here; its widget must work all the same.
     """
     notebook = nbformat.read(path, as_version=4)
-    last = max(i for i, cell in enumerate(notebook.cells) if "widgets.explore(" in cell.source)
-    notebook.cells = [nbformat.v4.new_code_cell(SHORT_TRAINING), *notebook.cells[: last + 1]]
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    last = max(i for i, cell in enumerate(code) if "widgets.explore(" in cell.source)
+    needed = leading_to_the_last(code[: last + 1])
+    notebook.cells = [nbformat.v4.new_code_cell(SHORT_TRAINING), *needed]
     for cell in notebook.cells[:-1]:
         cell.metadata["tags"] = [*cell.metadata.get("tags", []), "raises-exception"]
     return notebook
@@ -159,7 +204,7 @@ def cut_after_widget(path: Path) -> nbformat.NotebookNode:
 def test_the_widget_moves_with_the_keyboard(lab, page, path):
     address, course = lab
     name = f"chapters/widget_{path.name}"
-    nbformat.write(cut_after_widget(path), course / name)
+    nbformat.write(cut_to_widget(path), course / name)
     open_notebook(page, address, name)
     run_all(page)
     panel = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)")

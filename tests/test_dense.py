@@ -2,17 +2,13 @@
 
 import pytest
 import torch
+from helpers import bn_relu
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from densenet_from_scratch import BottleneckLayer, DenseBlock, DenseLayer
 from densenet_from_scratch.dense import DROP_AFTER
-
-
-def bn_relu(norm, x):
-    """Batch normalisation with the batch's own statistics, then ReLU."""
-    return F.relu(F.batch_norm(x, None, None, norm.weight, norm.bias, training=True))
 
 
 def test_basic_layer_is_bn_relu_conv3x3():

@@ -6,13 +6,14 @@ the random numbers afterwards. Networks that somebody has changed are in test_as
 
 import copy
 import pickle
-import socket
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
+from helpers import cumulative_average, draw_norms, free_ports, norms_of
 from torch import Tensor, nn
 
 from densenet_from_scratch import DenseBlock, DenseNet
@@ -47,15 +48,8 @@ def freeze(*endings: str) -> Callable[[nn.Module], None]:
 
 def norms_in_evaluation(block: nn.Module) -> None:
     """Fine-tuning's habit: the statistics stay while the rest trains."""
-    for module in block.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eval()
-
-
-def cumulative_average(block: nn.Module) -> None:
-    for module in block.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None
+    for norm in norms_of(block):
+        norm.eval()
 
 
 @dataclass(frozen=True)
@@ -112,9 +106,7 @@ def outcome(block: DenseBlock, situation: Situation) -> dict[str, Tensor]:
 def pair(way: bool | str, *arguments: Any, **options: Any) -> tuple[DenseBlock, DenseBlock]:
     """A plain block and one that runs in another way, with the same weights and statistics."""
     plain = DenseBlock(*arguments, **options).double()
-    for name, value in plain.state_dict().items():
-        if "norm" in name and value.is_floating_point():
-            value.uniform_(0.5, 2.0)  # fresh statistics and scales would hide mistakes
+    draw_norms(plain)
     other = BLOCK_TYPES[way](*arguments, **options).double()
     other.load_state_dict(plain.state_dict())
     return plain, other
@@ -407,7 +399,7 @@ def test_a_second_derivative_is_right_or_refused(way):
         torch.testing.assert_close(second_derivative(other), second_derivative(plain))
 
 
-def train_in_parallel(rank: int, port: int, folder: str) -> None:
+def train_in_parallel(_: int, port: int, folder: str, rank: int) -> None:
     """One of two processes: a step of DistributedDataParallel in every way; the first saves it."""
     address = f"tcp://127.0.0.1:{port}"
     torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
@@ -421,16 +413,23 @@ def train_in_parallel(rank: int, port: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def trained_in_parallel(tmp_path_factory) -> dict[bool | str, dict[str, Tensor]]:
-    folder = tmp_path_factory.mktemp("parallel")
-    torch.multiprocessing.spawn(train_in_parallel, (free_port(), str(folder)), nprocs=2)
+    """This process is the first, and a fork of it the second: neither imports PyTorch again."""
+    folder, [port] = tmp_path_factory.mktemp("parallel"), free_ports(1)
+    second = torch.multiprocessing.start_processes(
+        train_in_parallel,
+        (port, str(folder), 1),
+        join=False,
+        start_method="fork" if sys.platform == "linux" else "spawn",
+    )
+    threads = torch.get_num_threads()
+    try:
+        train_in_parallel(0, port, str(folder), 0)
+        second.join()
+    finally:
+        torch.set_num_threads(threads)
+        second.processes[0].kill()
     return {way: torch.load(folder / str(way)) for way in (False, *WAYS.values())}
 
 

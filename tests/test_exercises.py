@@ -10,19 +10,17 @@ What nbgrader writes goes into a temporary copy of the course.
 
 import re
 import shutil
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
 import nbformat
 import pytest
+from helpers import ROOT, nbgrader, notebook
 from IPython.core.inputtransformer2 import TransformerManager
 from nbgrader.api import Gradebook
 
 from densenet_from_scratch.course import checks
 
-ROOT = Path(__file__).parent.parent
 ASSIGNMENTS = [path.stem for path in sorted(ROOT.glob("solutions/*/*.ipynb"))]
 WRONG_ANSWERS = [
     (name, answer)
@@ -34,7 +32,7 @@ assignment = pytest.mark.parametrize("name", ASSIGNMENTS)
 
 
 def read(folder: str, name: str) -> list:
-    return nbformat.read(ROOT / folder / name / f"{name}.ipynb", as_version=4).cells
+    return notebook(ROOT / folder / name / f"{name}.ipynb").cells
 
 
 def role(cell, key: str):
@@ -105,12 +103,6 @@ def test_links_lead_somewhere(name):
 
 
 # --- The release ---------------------------------------------------------------------------------
-
-
-def nbgrader(course: Path, *arguments: str) -> None:
-    command = [sys.executable, "-m", "nbgrader", *arguments]
-    done = subprocess.run(command, cwd=course, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")

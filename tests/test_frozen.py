@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.fx.experimental.proxy_tensor
 import torchvision
+from helpers import draw_norms
 from torch import nn
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
@@ -35,9 +36,7 @@ def trained(**options) -> DenseNet:
     torch.manual_seed(0)
     options = {"growth_rate": 3, "block_config": (2, 3), "num_init_features": 5} | options
     network = DenseNet(**options).double()
-    for name, value in network.state_dict().items():
-        if "norm" in name and value.is_floating_point():
-            value.uniform_(0.5, 2.0)
+    draw_norms(network)
     return network.eval()
 
 

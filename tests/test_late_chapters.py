@@ -6,8 +6,8 @@ import re
 import nbformat
 import pytest
 import torch
+from helpers import CHAPTERS, cells, classes_built_in, notebook
 from scipy.stats import spearmanr
-from test_notebooks import CHAPTERS, cells, classes_built_in
 
 from densenet_from_scratch import DenseNet, densenet121, measure
 
@@ -17,7 +17,7 @@ LATE = [path for path in CHAPTERS if path.name[:2] in ("09", "10", "11")]
 def chapter(number: str) -> nbformat.NotebookNode:
     """One of the late chapters."""
     [path] = [path for path in LATE if path.name.startswith(number)]
-    return nbformat.read(path, 4)
+    return notebook(path)
 
 
 def printed(number: str, beginning: str) -> list[list[float]]:

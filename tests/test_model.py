@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.fx
 import torchvision
+from helpers import on_meta, outcome
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -32,12 +33,6 @@ from densenet_from_scratch.dense import DenseBlock
 from densenet_from_scratch.efficient import BLOCK_TYPES
 from densenet_from_scratch.measure import architecture, count_macs, count_parameters
 from densenet_from_scratch.stem import ImageNetStem, SmallStem
-
-
-def on_meta(make, *arguments, **options) -> DenseNet:
-    """Build a network without drawing its weights: its sizes are all that is looked at."""
-    with torch.device("meta"):
-        return make(*arguments, **options)
 
 
 def layers_counted(network: nn.Module) -> int:
@@ -162,21 +157,6 @@ def test_where_dropout_works():
 
 
 # --- The same as torchvision ---------------------------------------------------------------------
-
-
-def outcome(network: nn.Module, images: Tensor, rename=lambda weights: weights) -> dict:
-    """Logits, gradients and running statistics of one pass forth and back, under our names."""
-    torch.manual_seed(1)  # dropout
-    images = images.clone().requires_grad_()
-    logits = network(images)
-    F.cross_entropy(logits, torch.arange(len(images))).backward()
-    gradients = rename({name: p.grad for name, p in network.named_parameters()})
-    return {
-        "logits": logits.detach(),
-        "images": images.grad,
-        **{f"gradient of {name}": gradient for name, gradient in gradients.items()},
-        **rename(dict(network.named_buffers())),
-    }
 
 
 def assert_same(ours: nn.Module, theirs: nn.Module, images: Tensor) -> None:

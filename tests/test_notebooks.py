@@ -4,29 +4,19 @@ That a chapter's committed outputs are what its code prints is nbval's part: it 
 notebooks themselves. nbval passes over a cell that was never executed, so that is tested here.
 """
 
-import ast
 import re
-from contextlib import suppress
-from pathlib import Path
 
 import nbformat
 import pytest
 import torch
+from helpers import CHAPTERS, SOLUTIONS, cells, classes_built_in
 from torch import nn
 
 import densenet_from_scratch
 from densenet_from_scratch import dense, efficient, model, osa, plain, residual, transition
 
-ROOT = Path(__file__).parent.parent
-CHAPTERS = sorted((ROOT / "chapters").glob("*.ipynb"))
-SOLUTIONS = sorted((ROOT / "solutions").glob("*/*.ipynb"))
-
 chapters = pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
 executed = pytest.mark.parametrize("path", CHAPTERS + SOLUTIONS, ids=lambda path: path.stem)
-
-
-def cells(path, kind):
-    return [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == kind]
 
 
 def test_the_chapters_are_numbered_without_a_gap():
@@ -156,22 +146,6 @@ BUILT = [
     ("10", "SharedBlock", lambda c: c(3, 4, 2), efficient.RecomputingSharedBlock, (2, 4, 6, 5)),
     ("11", "OSAModule", lambda c: c(3, 4, 6, 2), osa.OSAModule, (2, 3, 6, 5)),
 ]
-
-
-def classes_built_in(chapter: str) -> dict:
-    """Run the imports and definitions of a chapter's cells, and nothing else of it."""
-    [path] = [path for path in CHAPTERS if path.name.startswith(chapter)]
-    namespace: dict = {"__name__": "chapter"}
-    for cell in cells(path, "code"):
-        source = "\n".join(
-            "" if re.match(r"\s*%", line) else line for line in cell.source.splitlines()
-        )
-        wanted = (ast.Import, ast.ImportFrom, ast.ClassDef, ast.FunctionDef)
-        for node in ast.parse(source).body:
-            if isinstance(node, wanted):
-                with suppress(NameError):  # a default value may be one of the settings
-                    exec(compile(ast.Module([node], []), str(path), "exec"), namespace)
-    return namespace
 
 
 @pytest.mark.parametrize(("chapter", "name", "make", "finished", "shape"), BUILT)

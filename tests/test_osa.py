@@ -5,6 +5,7 @@ import re
 import pytest
 import timm
 import torch
+from helpers import on_meta, outcome
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -13,13 +14,6 @@ from torch.nn import functional as F
 from densenet_from_scratch import OSAModule, VoVNet, vovnet27_slim, vovnet39, vovnet57
 from densenet_from_scratch.measure import architecture, connections, count_macs, count_parameters
 from densenet_from_scratch.osa import ESE, ConvLayer
-
-
-def on_meta(make, *arguments, **options) -> VoVNet:
-    """Build a network without drawing its weights: its sizes are all that is looked at."""
-    with torch.device("meta"):
-        return make(*arguments, **options)
-
 
 # --- The paper's networks ------------------------------------------------------------------------
 
@@ -67,20 +61,6 @@ def from_timm(weights: dict[str, Tensor]) -> dict[str, Tensor]:
             key = re.sub(pattern, replacement, key)
         renamed[key] = value
     return renamed
-
-
-def outcome(network: nn.Module, images: Tensor, rename=lambda weights: weights) -> dict:
-    """Logits, gradients and running statistics of one pass forth and back, under our names."""
-    images = images.clone().requires_grad_()
-    logits = network(images)
-    F.cross_entropy(logits, torch.arange(len(images))).backward()
-    gradients = rename({name: p.grad for name, p in network.named_parameters()})
-    return {
-        "logits": logits.detach(),
-        "images": images.grad,
-        **{f"gradient of {name}": gradient for name, gradient in gradients.items()},
-        **rename(dict(network.named_buffers())),
-    }
 
 
 @pytest.mark.parametrize(

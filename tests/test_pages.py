@@ -5,11 +5,9 @@ import itertools
 import re
 from pathlib import Path
 
-import nbformat
 import pytest
+from helpers import CHAPTERS, ROOT, cells, notebook, text_of
 
-CHAPTERS = sorted((Path(__file__).parent.parent / "chapters").glob("*.ipynb"))
-SOLUTIONS = Path(__file__).parent.parent / "solutions"
 PAGES = [CHAPTERS[0].with_name(name) for name in ("glossary.md", "notation.md")]
 # Commands of LaTeX that lay out or relate, and name nothing.
 NO_SYMBOLS = set(
@@ -39,15 +37,14 @@ def first_columns(page: Path) -> str:
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
 def test_every_symbol_is_on_the_notation_page(path):
-    cells = nbformat.read(path, 4).cells
-    text = "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    text = text_of(path)
     known = symbols(mathematics(first_columns(PAGES[1])))
     assert symbols(mathematics(text)) <= known
 
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
 def test_every_chapter_links_both_pages(path):
-    first = nbformat.read(path, 4).cells[0].source
+    first = notebook(path).cells[0].source
     for page in PAGES:
         assert f"]({page.name})" in first, page.name
 
@@ -83,8 +80,8 @@ def texts() -> dict[int, str]:
     """What each chapter says, without the map of the course, which names what others explain."""
     found = {}
     for path in CHAPTERS:
-        cells = [c.source for c in nbformat.read(path, 4).cells if c.cell_type == "markdown"]
-        said = [text for text in cells if not text.startswith("## The course\n")]
+        said = [cell.source for cell in cells(path, "markdown")]
+        said = [text for text in said if not text.startswith("## The course\n")]
         found[int(path.name[:2])] = "\n\n".join(said)
     return found
 
@@ -153,9 +150,8 @@ def formulas(number: int, exercises: bool = False) -> str:
     """The formulas of a chapter, or those of its exercises."""
     text = texts()[number]
     if exercises:
-        paths = SOLUTIONS.glob(f"{number:02}-*/*.ipynb")
-        cells = [cell for path in paths for cell in nbformat.read(path, 4).cells]
-        text = "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+        paths = ROOT.glob(f"solutions/{number:02}-*/*.ipynb")
+        text = "\n\n".join(map(text_of, paths))
     return "\n".join(tokens(formula) for formula in mathematics(text))
 
 

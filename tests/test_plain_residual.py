@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.fx
+from helpers import bn_relu
 from torch import nn
 from torch.nn import functional as F
 
@@ -11,11 +12,6 @@ from densenet_from_scratch.measure import architecture, count_parameters
 from densenet_from_scratch.residual import PreActivationBlock, ResNet
 
 kinds = pytest.mark.parametrize("net_type", [PlainNet, ResidualNet, ResNet])
-
-
-def bn_relu(norm: nn.BatchNorm2d, x: torch.Tensor) -> torch.Tensor:
-    """Batch normalisation with the batch's own statistics, then ReLU."""
-    return F.relu(F.batch_norm(x, None, None, norm.weight, norm.bias, training=True))
 
 
 def draw_norms(module: nn.Module) -> None:

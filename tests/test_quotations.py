@@ -13,10 +13,9 @@ from functools import cache
 from pathlib import Path
 from statistics import mean
 
-import nbformat
 import pytest
-
-ROOT = Path(__file__).parent.parent
+from helpers import ROOT, text_of
+from helpers import notebook as read
 
 
 @cache
@@ -31,7 +30,7 @@ def notebook(name: str) -> Path:
 def outputs(name: str) -> str:
     """All that a notebook's committed outputs say, captions of figures included."""
     said = []
-    for cell in nbformat.read(notebook(name), 4).cells:
+    for cell in read(notebook(name)).cells:
         for output in cell.get("outputs", []):
             said.append(output.get("text", ""))
             said.append(output.get("data", {}).get("text/plain", ""))
@@ -47,8 +46,7 @@ def words(text: str) -> str:
 def prose(name: str) -> str:
     if name == "README":
         return words((ROOT / "README.md").read_text())
-    cells = nbformat.read(notebook(name), 4).cells
-    return words("\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown"))
+    return words(text_of(notebook(name)))
 
 
 def found(pattern: str, name: str) -> list[str]:

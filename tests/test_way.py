@@ -10,11 +10,10 @@ import json
 import posixpath
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
-ROOT = Path(__file__).parent.parent
 TEXTS = (
     "*.md chapters/*.md chapters/*.ipynb solutions/*/*.ipynb exercises/*/*.ipynb "
     "densenet_from_scratch/**/*.py benchmarks/*.py tools/**/*.py deploy/*.py"

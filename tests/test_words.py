@@ -1,14 +1,11 @@
 """The notation page tells every meaning of a symbol; the glossary keeps one word for a thing."""
 
-from pathlib import Path
-
 import pytest
-
-CHAPTERS = Path(__file__).parent.parent / "chapters"
+from helpers import ROOT
 
 
 def rows(page: str) -> list[list[str]]:
-    lines = (CHAPTERS / page).read_text().splitlines()
+    lines = (ROOT / "chapters" / page).read_text().splitlines()
     return [[part.strip() for part in line.strip("|").split("|")] for line in lines if "|" in line]
 
 

@@ -1,0 +1,122 @@
+"""What several test files need: places, notebooks, and networks to compare."""
+
+import ast
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+import nbformat
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+ROOT = Path(__file__).parent.parent
+CHAPTERS = sorted((ROOT / "chapters").glob("*.ipynb"))
+SOLUTIONS = sorted((ROOT / "solutions").glob("*/*.ipynb"))
+
+
+# --- Notebooks -----------------------------------------------------------------------------------
+
+
+@cache
+def notebook(path: Path) -> nbformat.NotebookNode:
+    """Return a notebook, read once for all tests: none of them may change it."""
+    return nbformat.read(path, as_version=4)
+
+
+def cells(path: Path, kind: str) -> list[nbformat.NotebookNode]:
+    """Return the ``code`` or ``markdown`` cells of a notebook."""
+    return [cell for cell in notebook(path).cells if cell.cell_type == kind]
+
+
+def text_of(path: Path, kind: str = "markdown") -> str:
+    """Return what the cells of one kind say, with an empty line between them."""
+    return "\n\n".join(cell.source for cell in cells(path, kind))
+
+
+def classes_built_in(chapter: str) -> dict:
+    """Run the imports and definitions of a chapter's cells, and nothing else of it."""
+    [path] = [path for path in CHAPTERS if path.name.startswith(chapter)]
+    namespace: dict = {"__name__": "chapter"}
+    for cell in cells(path, "code"):
+        source = "\n".join(
+            "" if re.match(r"\s*%", line) else line for line in cell.source.splitlines()
+        )
+        wanted = (ast.Import, ast.ImportFrom, ast.ClassDef, ast.FunctionDef)
+        for node in ast.parse(source).body:
+            if isinstance(node, wanted):
+                with suppress(NameError):  # a default value may be one of the settings
+                    exec(compile(ast.Module([node], []), str(path), "exec"), namespace)
+    return namespace
+
+
+# --- Processes -----------------------------------------------------------------------------------
+
+
+def free_ports(number: int) -> list[int]:
+    """Return ports of this machine that nobody listens on."""
+    probes = [socket.socket() for _ in range(number)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+def nbgrader(course: Path, *arguments: str) -> None:
+    """Run nbgrader in a course, and show what it says if it fails."""
+    command = [sys.executable, "-m", "nbgrader", *arguments]
+    done = subprocess.run(command, cwd=course, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+# --- Networks ------------------------------------------------------------------------------------
+
+
+def on_meta(make: Callable[..., nn.Module], *arguments, **options) -> nn.Module:
+    """Build a network without drawing its weights: its sizes are all that is looked at."""
+    with torch.device("meta"):
+        return make(*arguments, **options)
+
+
+def draw_norms(module: nn.Module) -> None:
+    """Draw statistics and scales of all norms: fresh ones would hide mistakes."""
+    for name, value in module.state_dict().items():
+        if "norm" in name and value.is_floating_point():
+            value.uniform_(0.5, 2.0)
+
+
+def norms_of(network: nn.Module) -> list[nn.BatchNorm2d]:
+    return [part for part in network.modules() if isinstance(part, nn.BatchNorm2d)]
+
+
+def cumulative_average(network: nn.Module) -> None:
+    """Let running statistics be the mean of all batches."""
+    for norm in norms_of(network):
+        norm.momentum = None
+
+
+def bn_relu(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    """Batch normalisation with the batch's own statistics, then ReLU."""
+    return F.relu(F.batch_norm(x, None, None, norm.weight, norm.bias, training=True))
+
+
+def outcome(network: nn.Module, images: Tensor, rename=lambda weights: weights) -> dict:
+    """Logits, gradients and running statistics of one pass forth and back, under our names."""
+    torch.manual_seed(1)  # dropout
+    images = images.clone().requires_grad_()
+    logits = network(images)
+    F.cross_entropy(logits, torch.arange(len(images))).backward()
+    gradients = rename({name: p.grad for name, p in network.named_parameters()})
+    return {
+        "logits": logits.detach(),
+        "images": images.grad,
+        **{f"gradient of {name}": gradient for name, gradient in gradients.items()},
+        **rename(dict(network.named_buffers())),
+    }
