@@ -3,6 +3,8 @@
 import os
 import sys
 
+import pytest
+
 # Test workers run side by side: share the cores among them, in notebook kernels too. More threads
 # than cores wait for each other, and make a chapter several times slower.
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
@@ -12,3 +14,39 @@ if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
 # where it must not be written, each of them would compile all of it again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+# Longest first, so that both workers of two cores finish together; about so many seconds.
+# Whatever takes less than ten, and is not named here, follows in the order of its name.
+SECONDS = {
+    "tests/test_class.py": 300,
+    "tests/test_exercises.py": 200,
+    "tests/test_browser.py": 150,
+    "tests/test_hub.py": 100,
+    "chapters/10_memory_efficient.ipynb": 80,
+    "chapters/08_training_and_generalisation.ipynb": 75,
+    "chapters/11_cost_and_vovnet.ipynb": 70,
+    "chapters/09_feature_reuse.ipynb": 65,
+    "chapters/02_residual_connections.ipynb": 60,
+    "chapters/01_plain_networks.ipynb": 55,
+    "chapters/": 40,
+    "tests/test_as_built.py": 40,
+    "tests/test_efficient.py": 30,
+    "tests/test_kernels.py": 30,
+    "tests/test_train.py": 25,
+    "tests/test_address.py": 25,
+    "tests/test_package.py": 20,
+    "tests/test_project.py": 20,
+    "solutions/": 15,
+}
+
+
+def seconds(item: pytest.Item) -> int:
+    return next((s for name, s in SECONDS.items() if item.nodeid.startswith(name)), 0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take longest first; workers take file after file in this order."""
+    items.sort(key=seconds, reverse=True)
+    for item in items:
+        if seconds(item) >= 50 or item.path.suffix == ".ipynb":
+            item.add_marker("slow")

@@ -520,12 +520,14 @@ def of_the_modules(run: Callable, change: Callable[[DenseNet], None]) -> list:
     return run(False, change)
 
 
+@pytest.mark.slow
 @ways
 @changes
 def test_training_gives_what_the_modules_give(way, change):
     assert_equal(two_steps(way, change), of_the_modules(two_steps, change))
 
 
+@pytest.mark.slow
 @ways
 @changes
 def test_evaluation_gives_what_the_modules_give(way, change):

@@ -198,6 +198,7 @@ def train_elsewhere(**settings: str) -> str:
 
 
 @compiler
+@pytest.mark.slow
 def test_the_library_is_compiled_once_and_kept_in_the_cache(tmp_path):
     assert train_elsewhere(XDG_CACHE_HOME=str(tmp_path)) == "True"
     [library] = (tmp_path / "densenet_from_scratch").iterdir()
@@ -208,10 +209,12 @@ def test_the_library_is_compiled_once_and_kept_in_the_cache(tmp_path):
 
 
 @compiler
+@pytest.mark.slow
 def test_the_compiler_may_be_several_words(tmp_path):
     assert train_elsewhere(XDG_CACHE_HOME=str(tmp_path), CC="env cc") == "True"
 
 
+@pytest.mark.slow
 def test_without_a_compiler_or_a_place_pytorch_does_the_work(tmp_path):
     """Training goes on, without a word and with nothing half-written."""
     cache = tmp_path / "cache"
@@ -228,6 +231,7 @@ def test_without_a_compiler_or_a_place_pytorch_does_the_work(tmp_path):
     assert train_elsewhere(XDG_CACHE_HOME=str(file)) == "False", "the cache cannot be written"
 
 
+@pytest.mark.slow
 def test_a_compiler_that_cannot_be_read_or_a_user_without_a_home(tmp_path, monkeypatch):
     assert train_elsewhere(XDG_CACHE_HOME=str(tmp_path), CC="cc 'unclosed") == "False"
 
@@ -263,6 +267,7 @@ def test_the_default_device_does_not_matter_to_the_kernels(device):
 
 
 @compiler
+@pytest.mark.slow
 def test_a_damaged_library_is_not_used(tmp_path):
     assert train_elsewhere(XDG_CACHE_HOME=str(tmp_path)) == "True"
     [library] = (tmp_path / "densenet_from_scratch").iterdir()

@@ -22,8 +22,8 @@ FOLDER = Path(densenet_from_scratch.__file__).parent
 # A module imports only from floors below its own; a folder's own name is its ``__init__``.
 FLOORS = [
     {"internals"},
-    {"arguments", "stem", "kernels.layout", "measure.signals", "measure.timing"},
-    {"data", "measure.counts", "measure.memory", "measure.reuse", "plain"},
+    {"arguments", "stem", "kernels.layout", "measure.signals"},
+    {"data", "measure.timing", "measure.counts", "measure.memory", "measure.reuse", "plain"},
     {"measure", "kernels.cpu", "kernels.reference"},
     {"residual", "dense", "transition", "osa", "kernels"},
     {"efficient.as_built", "efficient.shared"},
@@ -162,6 +162,7 @@ def brought_by(*packages: str) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 def test_the_library_needs_only_torch_and_tqdm(tmp_path):
     """In an environment that holds nothing else."""
     allowed = brought_by("torch", "tqdm")
@@ -200,6 +201,7 @@ except ImportError as error:
     ]
 
 
+@pytest.mark.slow
 def test_an_import_loads_only_what_it_needs():
     """Scikit-learn and torchvision take longer to load than PyTorch, and notebook tools need not be
     there. Pyplot, even for figures, would keep every picture of a slider alive."""

@@ -93,6 +93,7 @@ def test_readme_ci_and_workflow_use_the_same_commands():
 @pytest.mark.parametrize(
     "command", [["ruff", "check"], ["ruff", "format", "--check"], ["mypy"]], ids=" ".join
 )
+@pytest.mark.slow
 def test_style_and_types(command):
     done = subprocess.run(
         [sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, check=False

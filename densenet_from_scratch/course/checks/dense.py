@@ -228,6 +228,7 @@ def connections(answer: Any) -> str:
 
 
 def block_cost(count: int, k0: int, k: int) -> int:
+    """Return the parameters of a basic dense block: each layer's norm and 3×3 convolution."""
     widths = [k0 + k * index for index in range(count)]
     return sum(2 * width + 9 * width * k for width in widths)
 
