@@ -84,14 +84,6 @@ def page(browser, lab):
     context = browser.new_context(viewport={"width": 1280, "height": 1000})
     page = context.new_page()
     page.set_default_timeout(PATIENCE)
-    # Who is faster than a kernel's start is asked which kernel to take: the one that is offered.
-    asked = page.locator("dialog.jp-Dialog")
-
-    def accept(dialog):
-        open("/tmp/ht/dialog.txt", "a").write(dialog.inner_text() + "\n====\n")
-        dialog.locator(".jp-mod-accept").click()
-
-    page.add_locator_handler(asked, accept)
     yield page
     context.close()
     for session in sessions(lab[0]):  # a kernel that is left holds a gigabyte
