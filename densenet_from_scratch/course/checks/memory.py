@@ -3,6 +3,8 @@
 import copy
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import starmap
+from operator import eq
 from types import FunctionType
 from typing import Any
 
@@ -12,31 +14,35 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import CheckpointError
 from torch.utils.flop_counter import FlopCounterMode
 
-from densenet_from_scratch.course.checks.bottleneck import mix_by_hand
+from densenet_from_scratch.course.checks.by_hand import (
+    branch_by_hand,
+    convolve_by_hand,
+    mix_by_hand,
+    normalise_by_hand,
+)
 from densenet_from_scratch.course.checks.core import (
     as_check,
     build_answer,
     call_answer,
+    mistake_of,
     random_maps,
     require,
+    require_gradients,
+    require_none,
     require_numbers,
     require_own,
     require_shape,
     require_tensor,
+    require_unchanged,
     require_values,
     same_values,
-)
-from densenet_from_scratch.course.checks.layers import (
-    convolve_by_hand,
-    normalise_by_hand,
-    require_gradients,
 )
 
 # --- What is stored ------------------------------------------------------------------------------
 
 
 def _recorded(run: Callable[[], Any]) -> list[Tensor]:
-    """Every tensor with four axes that ``run`` stores, as often as it is stored."""
+    """Return every tensor with four axes that ``run`` stores, as often as it is stored."""
     tensors: list[Tensor] = []
 
     def pack(tensor: Tensor) -> Tensor:
@@ -54,13 +60,13 @@ def _addresses(tensors: Sequence[Tensor]) -> set[int]:
 
 
 def _different(tensors: Sequence[Tensor], without: Sequence[Tensor] = ()) -> list[Tensor]:
-    """Each tensor once, and none of those ``without``."""
-    known, found = _addresses(without), []
+    """Return each tensor once, and none of those ``without``."""
+    known, different = _addresses(without), []
     for tensor in tensors:
         if not _addresses([tensor]) <= known:
             known |= _addresses([tensor])
-            found.append(tensor)
-    return found
+            different.append(tensor)
+    return different
 
 
 def _maps(tensors: Sequence[Tensor]) -> int:
@@ -105,40 +111,41 @@ def _sum(
 @as_check
 def stored_maps(answer: Any) -> str:
     """The formula gives what a real block stores."""
+    total: Callable[..., int] = _sum
     name = require_numbers(
         answer,
         _stored,
         [(3, 5, 2, 4), (6, 4, 3, 4), (4, 7, 2, 1), (5, 3, 2, 0), (1, 6, 4, 2)],
         {
-            "the bottleneck is always taken to be 4k maps wide.\n"
-            "Look at the last argument.": lambda L, k_0, k, b: _sum(L, k_0, k, 4),
+            "the bottleneck is always taken to be 4k maps wide.\nLook at the last "
+            "argument.": lambda L, k_0, k, b: total(L, k_0, k, 4),
             "basic layers are counted as if they had a bottleneck.\nWhich terms are left when "
-            "bn_size is 0?": lambda L, k_0, k, b: _sum(L, k_0, k, b or 4),
-            "the middle is counted in maps that are k times too few.\n"
-            "bn_size is in units of k.": lambda L, k_0, k, b: _sum(L, k_0, k, 0) + 2 * b * L,
+            "bn_size is 0?": lambda L, k_0, k, b: total(L, k_0, k, b or 4),
+            "the middle is counted in maps that are k times too few.\nbn_size is in units of "
+            "k.": lambda L, k_0, k, b: total(L, k_0, k, 0) + 2 * b * L,
             "of what a layer reads, one tensor is counted.\nBN stores its input, the ReLU its "
-            "output: are these one tensor?": lambda L, k_0, k, b: _sum(L, k_0, k, b, reads=1),
+            "output: are these one tensor?": lambda *a: total(*a, reads=1),
             "in the middle one tensor is counted.\nWho stores something there, and is it the same "
-            "tensor?": lambda L, k_0, k, b: _sum(L, k_0, k, b, middle=1),
-            "the middle is not counted.\nWhich operations lie "
-            "between the two convolutions?": lambda L, k_0, k, b: _sum(L, k_0, k, b, middle=0),
-            "what BN hands to the ReLU is counted, too.\nWho would need "
-            "it in the backward pass?": lambda L, k_0, k, b: _sum(L, k_0, k, b, reads=3, middle=3),
+            "tensor?": lambda *a: total(*a, middle=1),
+            "the middle is not counted.\nWhich operations lie between the two "
+            "convolutions?": lambda *a: total(*a, middle=0),
+            "what BN hands to the ReLU is counted, too.\nWho would need it in the backward "
+            "pass?": lambda *a: total(*a, reads=3, middle=3),
             "each layer's k new maps are counted for the layer that makes them.\nA convolution "
-            "stores what it reads: who reads "
-            "these, and in which tensor?": lambda L, k_0, k, b: _sum(L, k_0, k, b, own=1),
-            "every layer reads k maps too many.\nHow many does "
-            "layer 1 read? So layer l?": lambda L, k_0, k, b: _sum(L, k_0 + k, k, b),
+            "stores what it reads: who reads these, and in which "
+            "tensor?": lambda *a: total(*a, own=1),
+            "every layer reads k maps too many.\nHow many does layer 1 read? So layer "
+            "l?": lambda L, k_0, k, b: total(L, k_0 + k, k, b),
             "this is the last layer alone.\nThe others keep theirs until the backward pass comes "
-            "by.": lambda L, k_0, k, b: _sum(L, k_0, k, b) - _sum(L - 1, k_0, k, b),
-            "every layer is taken to read as much as the last one.\nWhat does layer "
-            "1 read?": lambda L, k_0, k, b: L * (_sum(L, k_0, k, b) - _sum(L - 1, k_0, k, b)),
+            "by.": lambda L, *a: total(L, *a) - total(L - 1, *a),
+            "every layer is taken to read as much as the last one.\nWhat does layer 1 "
+            "read?": lambda L, *a: L * (total(L, *a) - total(L - 1, *a)),
             "every layer is taken to read as much as the first one.\nWhat comes in with each "
-            "layer?": lambda L, k_0, k, b: L * _sum(1, k_0, k, b),
-            "x_0 is counted once more by itself.\nDoes an operation "
-            "store it, or a copy of it?": lambda L, k_0, k, b: _sum(L, k_0, k, b) + k_0,
-            "the block's output is counted, too.\nWhat "
-            "does a concatenation store?": lambda L, k_0, k, b: _sum(L, k_0, k, b) + k_0 + k * L,
+            "layer?": lambda L, *a: L * total(1, *a),
+            "x_0 is counted once more by itself.\nDoes an operation store it, or a copy of "
+            "it?": lambda L, k_0, k, b: total(L, k_0, k, b) + k_0,
+            "the block's output is counted, too.\nWhat does a concatenation "
+            "store?": lambda L, k_0, k, b: total(L, k_0, k, b) + k_0 + k * L,
         },
         "Write down for one layer, operation by operation, what it stores. Then sum over the "
         "layers: what does layer l read?",
@@ -175,62 +182,48 @@ class _OwnBackward(nn.Module):
 def counted_maps(answer: Any) -> str:
     """Each stored tensor of maps counts once, parameters do not."""
     name = require_own(answer, FunctionType)
-    cases: list[tuple[str, nn.Module, int]] = [
-        (
-            "BN, ReLU and convolution in turn",
-            nn.Sequential(nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 3, 1, bias=False)),
-            5,
-        ),
-        ("two convolutions that read the same maps", _TwoReaders(), 6),
-        ("a plain dense block", _Block(3, 4, 2, 2), 4),
-    ]
-    inputs = [torch.randn(2, maps, 4, 6) for _, _, maps in cases]
-    values = []
-    for (text, module, _), x in zip(cases, inputs, strict=True):
-        value = call_answer(
-            f"{name} for {text}",
-            answer,
-            module,
-            x,
-            hint="A hook gets tensors of any shape, statistics with one axis, too.",
-        )
+    plain = nn.Sequential(nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 3, 1, bias=False))
+    modules: dict[str, tuple[nn.Module, int]] = {
+        "BN, ReLU and convolution in turn": (plain, 5),
+        "two convolutions that read the same maps": (_TwoReaders(), 6),
+        "a plain dense block": (_Block(3, 4, 2, 2), 4),
+    }
+    cases = [(module, torch.randn(2, maps, 4, 6)) for module, maps in modules.values()]
+    values: tuple[Any, ...] = ()
+    for text, case in zip(modules, cases, strict=True):
+        hint = "A hook gets tensors of any shape, statistics with one axis, too."
+        value = call_answer(f"{name} for {text}", answer, *case, hint=hint)
         hint = "Is a `return` missing?" if value is None else "A count is a Python int."
         require(type(value) is int, f"{name} gives a {type(value).__name__}.\n{hint}")
-        values.append(value)
+        values += (value,)
 
-    ways: dict[str, Callable[[list[Tensor], Sequence[Tensor], Tensor], int]] = {
+    # Of all that is stored, the weights and the input.
+    ways: dict[str, Callable[[list[Tensor], list[Tensor], Tensor], int]] = {
         "the convolutions' weights are counted.\nThey have four axes, too. How do you know a "
-        "parameter when you see one?": lambda all_, weights, x: _maps(_different(all_)),
+        "parameter when you see one?": lambda a, w, x: _maps(_different(a)),
         "tensors are counted as often as they are stored, and the convolutions' weights with "
-        "them.\nHow do you know a "
-        "tensor when you see it again?": lambda all_, weights, x: _maps(all_),
+        "them.\nHow do you know a tensor when you see it again?": lambda a, w, x: _maps(a),
         "tensors are counted as often as they are stored.\nThe hook is called by every operation "
-        "that stores one: how do you know a "
-        "tensor when you see it again?": lambda all_, weights, x: _maps(
-            [tensor for tensor in all_ if not _addresses([tensor]) <= _addresses(weights)]
-        ),
+        "that stores one: how do you know a tensor when you see it "
+        "again?": lambda a, w, x: _maps([t for t in a if not _addresses([t]) <= _addresses(w)]),
         "the input is not counted.\nIt is kept for the backward pass like every other tensor that "
-        "is stored.": lambda all_, weights, x: _maps(_different(all_, [*weights, x])),
-        "tensors are counted, not maps.\nHow many maps are in a "
-        "tensor of shape (N, C, H, W)?": lambda all_, weights, x: len(_different(all_, weights)),
+        "is stored.": lambda a, w, x: _maps(_different(a, [*w, x])),
+        "tensors are counted, not maps.\nHow many maps are in a tensor of shape (N, C, H, "
+        "W)?": lambda a, w, x: len(_different(a, w)),
         "the maps of every image are counted.\nThe formula is in channels: look at which axes you "
-        "multiply.": lambda all_, weights, x: sum(
-            t.shape[:2].numel() for t in _different(all_, weights)
+        "multiply.": lambda a, w, x: sum(t.shape[:2].numel() for t in _different(a, w)),
+        "numbers are counted, not maps.\nWhich axis of (N, C, H, W) counts maps?": lambda a, w, x: (
+            sum(t.numel() for t in _different(a, w))
         ),
-        "numbers are counted, not maps.\nWhich axis of (N, C, H, W) "
-        "counts maps?": lambda all_, weights, x: sum(t.numel() for t in _different(all_, weights)),
-        "images are counted, not maps.\nWhich axis of (N, C, H, W) counts "
-        "maps?": lambda all_, weights, x: sum(t.shape[0] for t in _different(all_, weights)),
+        "images are counted, not maps.\nWhich axis of (N, C, H, W) counts maps?": lambda a, w, x: (
+            sum(t.shape[0] for t in _different(a, w))
+        ),
     }
-    found = [
-        (_recorded(partial(m, x)), list(m.parameters()), x)
-        for (_, m, _), x in zip(cases, inputs, strict=True)
-    ]
-    right = [_maps(_different(all_, weights)) for all_, weights, _ in found]
-    for message, way in ways.items():
-        if values != right and values == [way(*case) for case in found]:
-            raise AssertionError(f"{name}: {message}")
-    for (text, _, _), value, number in zip(cases, values, right, strict=True):
+    stored = [(_recorded(partial(m, x)), list(m.parameters()), x) for m, x in cases]
+    right = tuple(_maps(_different(tensors, weights)) for tensors, weights, _ in stored)
+    mistakes = {message: tuple(starmap(way, stored)) for message, way in ways.items()}
+    require_none(values, right, mistakes, name, eq)
+    for text, value, number in zip(modules, values, right, strict=True):
         hint = (
             "There are too few.\nIs everything still in memory that you have seen? When a tensor "
             "is freed, the next one may get its address."
@@ -257,13 +250,13 @@ _READS, _MIDDLE = sum(_WIDTHS), 4 * _K
 def _build(answer: Any) -> nn.Module:
     layer = build_answer(answer, _READS, _K)
     name = type(layer).__name__
-    parts = [
-        ("norm1", nn.BatchNorm2d(_READS)),
-        ("conv1", nn.Conv2d(_READS, _MIDDLE, 1, bias=False)),
-        ("norm2", nn.BatchNorm2d(_MIDDLE)),
-        ("conv2", nn.Conv2d(_MIDDLE, _K, 3, padding=1, bias=False)),
-    ]
-    for part, like in parts:
+    parts = {
+        "norm1": nn.BatchNorm2d(_READS),
+        "conv1": nn.Conv2d(_READS, _MIDDLE, 1, bias=False),
+        "norm2": nn.BatchNorm2d(_MIDDLE),
+        "conv2": nn.Conv2d(_MIDDLE, _K, 3, padding=1, bias=False),
+    }
+    for part, like in parts.items():
         require(
             str(getattr(layer, part, None)) == str(like),
             f"{name}: self.{part} is not what the given __init__ makes.\nLeave __init__ as it is: "
@@ -291,59 +284,56 @@ def _parts_of(layer: nn.Module) -> tuple[nn.BatchNorm2d, nn.Conv2d, nn.BatchNorm
     return norm1, conv1, norm2, conv2
 
 
+def _mixed(norm: nn.BatchNorm2d, conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """BN, ReLU, 1×1 convolution: what reads the maps."""
+    return mix_by_hand(conv, normalise_by_hand(norm, x).clamp(min=0))
+
+
 @as_check
 def checkpointed_layer_values(answer: Any) -> str:
     """The layer makes the maps of a bottleneck layer, and leaves its list alone."""
     layer = _build(answer)
     name, (norm1, conv1, norm2, conv2) = type(layer).__name__, _parts_of(layer)
-
-    def second(z: Tensor) -> Tensor:
-        return convolve_by_hand(conv2, normalise_by_hand(norm2, z).clamp(min=0))
-
     for training in (True, False):
         layer.train(training)
         features = _features()
-        given, before = list(features), [maps.clone() for maps in features]
+        given, originals = list(features), [maps.clone() for maps in features]
         what = f"{name} in {'training' if training else 'evaluation'} mode"
-        x = torch.cat(before, dim=1)
-        z = mix_by_hand(conv1, normalise_by_hand(norm1, x).clamp(min=0))
-        turned = torch.cat(before[::-1], dim=1)
+        x, turned = torch.cat(originals, dim=1), torch.cat(originals[::-1], dim=1)
+        z, raw = _mixed(norm1, conv1, x), mix_by_hand(conv1, normalise_by_hand(norm1, x))
+        second = partial(branch_by_hand, norm2, conv2)
         y = call_answer(what, layer, features, hint=_LIST)
         require(
             len(features) == len(given)
             and all(maps is same for maps, same in zip(features, given, strict=True))
-            and all(map(same_values, given, before)),
+            and all(map(same_values, given, originals)),
             f"{name} changes the list of maps that it was given.\nIt belongs to the block, which "
             "adds the new maps itself.",
         )
+        all_maps = (2, _READS + _K, 4, 5)
         require_shape(
             y,
             (2, _K, 4, 5),
             what,
             {
                 "This is the bottleneck: what reads it?": (2, _MIDDLE, 4, 5),
-                "The old maps come back with the new ones: a layer makes new ones only.": (
-                    2,
-                    _READS + _K,
-                    4,
-                    5,
-                ),
+                "The old maps come back with the new ones: a layer makes new ones only.": all_maps,
             },
         )
+        every, normed = (
+            "Each convolution has a BN and a ReLU before it.",
+            normalise_by_hand(norm2, z),
+        )
+        reverse = _mixed(norm1, conv1, turned)
         require_values(
             y,
             second(z),
             what,
             {
-                "there is no ReLU before conv1.\nEach convolution has a BN "
-                "and a ReLU before it.": second(mix_by_hand(conv1, normalise_by_hand(norm1, x))),
-                "there is no ReLU before conv2.\nEach convolution has a "
-                "BN and a ReLU before it.": convolve_by_hand(conv2, normalise_by_hand(norm2, z)),
-                "norm2 is not used.\nEach convolution has a "
-                "BN and a ReLU before it.": convolve_by_hand(conv2, z.clamp(min=0)),
-                "the maps are concatenated in reverse order.\nx_0 comes first.": second(
-                    mix_by_hand(conv1, normalise_by_hand(norm1, turned).clamp(min=0))
-                ),
+                f"there is no ReLU before conv1.\n{every}": second(raw),
+                f"there is no ReLU before conv2.\n{every}": convolve_by_hand(conv2, normed),
+                f"norm2 is not used.\n{every}": convolve_by_hand(conv2, z.clamp(min=0)),
+                "the maps are concatenated in reverse order.\nx_0 comes first.": second(reverse),
             },
             "the values are wrong.\nWrite down what the layer does without checkpointing, then "
             "compare, part by part.",
@@ -369,8 +359,7 @@ def checkpointed_layer_gradient(answer: Any) -> str:
     name, (norm1, conv1, norm2, conv2) = type(layer).__name__, _parts_of(layer)
 
     def expected(x: Tensor) -> Tensor:
-        z = mix_by_hand(conv1, normalise_by_hand(norm1, x).clamp(min=0))
-        return convolve_by_hand(conv2, normalise_by_hand(norm2, z).clamp(min=0))
+        return branch_by_hand(norm2, conv2, _mixed(norm1, conv1, x))
 
     require_gradients(_FromOneTensor(layer), random_maps(3, _READS, 4, 4), expected, name)
     return f"{name} gives the same gradients to all its parameters and to what it reads"
@@ -384,29 +373,26 @@ def checkpointed_layer_stored(answer: Any) -> str:
     tensors = call_answer(name, lambda: _recorded(lambda: layer(features)), hint=_LIST)
     tensors = _different(tensors, list(layer.parameters()))
     new = _maps(_different(tensors, features))
-    messages = {
-        2 * _READS + 2 * _MIDDLE: "nothing is checkpointed: it stores what a plain layer "
-        "stores.\nWhich function throws away and computes again?",
-        2 * _MIDDLE: "the second part keeps the ReLU of the bottleneck.\nThe chapter stops here. "
-        "You can do better: look at what stands before conv2.",
-        2 * _READS + _MIDDLE: "the first part is not checkpointed, and that is the wide one.\nLook "
-        "at what stands before conv1.",
-        0: "the layer is one part, and keeps nothing of its own: conv1 has to run again.\nWhat "
-        "should a part end with, if no convolution is to be repeated?",
-        _READS + _MIDDLE: "the concatenation is made outside the part that reads it, and then "
-        "it is that part's input, which is kept.\nWhere must the copy be made?",
-        _READS + 2 * _MIDDLE: "what the ReLUs make is kept, since the convolutions that read it "
-        "stand outside the parts.\nWhich is smaller, what a convolution reads or what it makes?",
+    mistakes = {
+        "nothing is checkpointed: it stores what a plain layer stores.\nWhich function throws away "
+        "and computes again?": 2 * _READS + 2 * _MIDDLE,
+        "the second part keeps the ReLU of the bottleneck.\nThe chapter stops here. You can do "
+        "better: look at what stands before conv2.": 2 * _MIDDLE,
+        "the first part is not checkpointed, and that is the wide one.\nLook at what stands before "
+        "conv1.": 2 * _READS + _MIDDLE,
+        "the layer is one part, and keeps nothing of its own: conv1 has to run again.\nWhat should "
+        "a part end with, if no convolution is to be repeated?": 0,
+        "the concatenation is made outside the part that reads it, and then it is that part's "
+        "input, which is kept.\nWhere must the copy be made?": _READS + _MIDDLE,
+        "what the ReLUs make is kept, since the convolutions that read it stand outside the "
+        "parts.\nWhich is smaller, what a convolution reads or what it "
+        "makes?": _READS + 2 * _MIDDLE,
     }
-    require(
-        new == _MIDDLE,
-        f"{name}: "
-        + messages.get(
-            new,
-            f"it stores {new} maps besides those that it reads, which is not as asked.\nAsk of "
-            "each: which operation stores it, and is that in a part?",
-        ),
+    otherwise = (
+        f"it stores {new} maps besides those that it reads, which is not as asked.\nAsk of each: "
+        "which operation stores it, and is that in a part?"
     )
+    require(new == _MIDDLE, f"{name}: {mistake_of(new, mistakes, otherwise)}")
     require(
         _addresses(features) <= _addresses(tensors),
         f"{name}: the maps that it reads do not come through checkpoint's arguments.\nThey are "
@@ -431,14 +417,15 @@ def checkpointed_layer_macs(answer: Any) -> str:
     pixels = features[0][:, 0].numel()
     first, second = _READS * _MIDDLE * pixels, 9 * _MIDDLE * _K * pixels
     plain = 2 * (first + second)  # one gradient for the input of each, one for its weights
-    messages = {
-        plain + first + second: "Both convolutions run again: nobody stops the repetition when all "
-        "is there that is needed.\nWhich of the two implementations of checkpoint does that?",
-        plain + first: "conv1 runs again: it is in the middle of a part.\nWhere should the part "
-        "end?",
-        plain + second: "conv2 runs again.\nIs it the last thing in its part?",
+    mistakes = {
+        "Both convolutions run again: nobody stops the repetition when all is there that is "
+        "needed.\nWhich of the two implementations of checkpoint does "
+        "that?": plain + first + second,
+        "conv1 runs again: it is in the middle of a part.\nWhere should the part end?": plain
+        + first,
+        "conv2 runs again.\nIs it the last thing in its part?": plain + second,
     }
-    hint = messages.get(macs, "Do all gradients flow, and does each part run once?")
+    hint = mistake_of(macs, mistakes, "Do all gradients flow, and does each part run once?")
     require(
         macs == plain,
         f"{name} does {macs:,} multiply-accumulates in the backward pass, a plain layer {plain:,}."
@@ -469,9 +456,9 @@ def _statistics(norm: nn.BatchNorm2d) -> list[Tensor]:
     return [buffer.clone() for _, buffer in norm.named_buffers()]
 
 
-def _counted(before: Sequence[Tensor], features: Sequence[Tensor], momentum: float | None) -> Any:
-    """The statistics when one batch more has counted, by their definition."""
-    mean, variance, number = before
+def _counted(state: Sequence[Tensor], features: Sequence[Tensor], momentum: float | None) -> Any:
+    """Return the statistics when one batch more has counted, by their definition."""
+    mean, variance, number = state
     x = torch.cat([maps.detach() for maps in features], dim=1).transpose(0, 1).flatten(1)
     share = momentum if momentum is not None else 1 / (int(number) + 1)
     centred = x - x.mean(dim=1, keepdim=True)
@@ -483,23 +470,25 @@ def _counted(before: Sequence[Tensor], features: Sequence[Tensor], momentum: flo
     ]
 
 
-def _same(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
-    return all(map(same_values, found, expected))
+def _same(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+    return all(map(same_values, actual, expected))
 
 
 def _backward(output: Tensor, what: str) -> None:
     """Run the backward pass; explain the error of a repetition that differs."""
+    text = f"The backward pass of {what}"
     try:
-        output.square().sum().backward()
-    except CheckpointError as error:
-        raise AssertionError(
-            f"{what}: PyTorch stops the backward pass, since the repetition stores other tensors "
-            "than the first run did.\nBN must do in both the same work, with the same settings: "
-            "only where its updates go may differ."
-        ) from error
-    except Exception as error:
-        text = f"{type(error).__name__}: {str(error)[:150]}"
-        raise AssertionError(f"The backward pass of {what} stopped with {text}") from error
+        call_answer(text, lambda: output.square().sum().backward())
+    except AssertionError as failure:
+        error = failure.__cause__
+        text += f" stopped with {type(error).__name__}: {str(error)[:150]}"
+        if isinstance(error, CheckpointError):
+            text = (
+                f"{what}: PyTorch stops the backward pass, since the repetition stores other "
+                "tensors than the first run did.\nBN must do in both the same work, with the same "
+                "settings: only where its updates go may differ."
+            )
+        raise AssertionError(text) from error
 
 
 def _forward(answer: Any, name: str, norm: nn.Module, conv: nn.Module, maps: list[Tensor]) -> Any:
@@ -520,43 +509,41 @@ def counted_once(answer: Any) -> str:
         norm, conv = _parts(momentum)
         batches = [_features(gradient=True) for _ in range(3)]
         setting = f"{name}, momentum={momentum}"
-
-        before = _statistics(norm)
-        once = _counted(before, batches[0], momentum)
+        start = _statistics(norm)
+        once = _counted(start, batches[0], momentum)
         output = _forward(answer, name, norm, conv, batches[0])
-        found = _statistics(norm)
+        now = _statistics(norm)
         require(
-            not _same(found, before),
+            not _same(now, start),
             f"{setting}: after a forward pass the batch has not counted yet.\nThere need not be a "
             "backward pass: which of the two runs has to count?",
         )
         require(
-            _same(found, once),
+            _same(now, once),
             f"{setting}: a forward pass alone counts the batch otherwise than a plain BN "
             "does.\nThe first run should know nothing of a second one: what did you change for "
             "it?",
         )
         _backward(output, name)
-        found = _statistics(norm)
+        now = _statistics(norm)
         require(
-            not _same(found, _counted(once, batches[0], momentum)),
+            not _same(now, _counted(once, batches[0], momentum)),
             f"{setting}: the batch counts twice, in the forward pass and in the backward "
             "pass.\nLet it print something before and after the repetition: is it all printed?",
         )
         require(
-            not _same(found[:2], once[:2]) or _same(found, once),
+            not _same(now[:2], once[:2]) or _same(now, once),
             f"{setting}: running_mean and running_var are right, and num_batches_tracked is "
-            f"{int(found[2])} after one batch.\nBN keeps three statistics: which one has your cure "
+            f"{int(now[2])} after one batch.\nBN keeps three statistics: which one has your cure "
             "left out?",
         )
         require(
-            _same(found, once),
+            _same(now, once),
             f"{setting}: the backward pass changes the running statistics.\nCompare them before "
             "and after it.",
         )
 
-        outputs = []
-        expected = once
+        outputs, expected = [], once
         for batch in batches[1:]:
             outputs.append(_forward(answer, name, norm, conv, batch))
             expected = _counted(expected, batch, momentum)
@@ -569,10 +556,10 @@ def counted_once(answer: Any) -> str:
             )
     norm, conv = _parts()
     norm.eval()
-    before = _statistics(norm)
+    start = _statistics(norm)
     _backward(_forward(answer, name, norm, conv, _features(gradient=True)), name)
     require(
-        _same(_statistics(norm), before),
+        _same(_statistics(norm), start),
         f"{name}: a batch counts in evaluation mode.\nLook for what sets the mode.",
     )
     return f"{name} counts every batch once, in training only"
@@ -596,23 +583,19 @@ def repeated_gradient(answer: Any) -> str:
     for training in (True, False):
         norm, conv = _parts()
         norm.train(training)
-
-        def expected(x: Tensor, norm: nn.BatchNorm2d = norm, conv: nn.Conv2d = conv) -> Tensor:
-            return mix_by_hand(conv, normalise_by_hand(norm, x).clamp(min=0))
-
         what = f"{name} in {'training' if training else 'evaluation'} mode"
-        x = random_maps(3, _READS, 4, 4)
+        x, right = random_maps(3, _READS, 4, 4), partial(_mixed, norm, conv)
         trial = copy.deepcopy((norm, conv))
         _backward(_forward(answer, what, *trial, list(x.split(_WIDTHS, dim=1))), what)
         require_values(
-            _Reader(answer, *copy.deepcopy((norm, conv)))(x),
-            expected(x),
+            call_answer(what, _Reader(answer, *copy.deepcopy((norm, conv))), x),
+            right(x),
             what,
             {},
             "the output is wrong.\nConcatenation, BN, ReLU, convolution: compare with the function "
             "that you copied.",
         )
-        require_gradients(_Reader(answer, norm, conv), x, expected, what)
+        require_gradients(_Reader(answer, norm, conv), x, right, what)
     return f"{name} gives the right output and gradients, in both modes"
 
 
@@ -638,10 +621,10 @@ def read_side_effects(answer: Any) -> str:
     (norm, conv), features = _parts(), _features(gradient=True)
     buffers = dict(norm.named_buffers())
     settings = ("training", "momentum", "track_running_stats", "eps", "affine")
-    before = {setting: getattr(norm, setting) for setting in settings}
+    originals = {setting: getattr(norm, setting) for setting in settings}
     for _ in range(2):
         _backward(_forward(answer, name, norm, conv, features), name)
-    for setting, value in before.items():
+    for setting, value in originals.items():
         require(
             getattr(norm, setting) == value,
             f"{name} leaves {setting}={getattr(norm, setting)!r} behind, where {value!r} was."
@@ -659,20 +642,24 @@ def read_side_effects(answer: Any) -> str:
 # --- BN's backward pass --------------------------------------------------------------------------
 
 
+def _mean(maps: Tensor, dim: int | tuple[int, ...] = (0, 2, 3)) -> Tensor:
+    return maps.mean(dim=dim, keepdim=True)
+
+
 def _case(shape: tuple[int, ...]) -> dict[str, Tensor]:
-    """Inputs of a BN, what is stored of it, and autograd's gradients of a formula by hand."""
+    """Return a BN's inputs, what is stored of it, and autograd's gradients of a formula by hand."""
     x = (random_maps(*shape) * 3 + random_maps(1, shape[1], 1, 1)).requires_grad_()
     gamma, beta = random_maps(shape[1]).requires_grad_(), random_maps(shape[1]).requires_grad_()
     grad = random_maps(*shape) + 0.5  # a mean that is not 0, or its term would hardly show
-    mean = x.mean(dim=(0, 2, 3), keepdim=True)
-    inverse = 1 / torch.sqrt(((x - mean) ** 2).mean(dim=(0, 2, 3), keepdim=True) + 0.1)
-    x_hat = (x - mean) * inverse
+    centred = x - _mean(x)
+    inverse = 1 / torch.sqrt(_mean(centred**2) + 0.1)
+    x_hat = centred * inverse
     y = x_hat * gamma[:, None, None] + beta[:, None, None]
-    found = {"x_hat": x_hat, "inverse": inverse.flatten(), "gamma": gamma, "beta": beta}
+    case = {"x_hat": x_hat, "inverse": inverse.flatten(), "gamma": gamma, "beta": beta}
     for name, output in (("plain", y), ("relu", y.clamp(min=0))):
         gradients = torch.autograd.grad(output, (x, gamma, beta), grad, retain_graph=True)
-        found |= {f"{name} {n}": g for n, g in zip(_GRADIENTS, gradients, strict=True)}
-    return {"grad": grad} | {key: tensor.detach().clone() for key, tensor in found.items()}
+        case |= {f"{name} {n}": g for n, g in zip(_GRADIENTS, gradients, strict=True)}
+    return {"grad": grad} | {key: tensor.detach().clone() for key, tensor in case.items()}
 
 
 _GRADIENTS = ("grad_x", "grad_gamma", "grad_beta")
@@ -691,13 +678,9 @@ def _call(answer: Any, names: Sequence[str], case: dict[str, Tensor]) -> tuple[T
         type(value) in (tuple, list) and len(value) == 3,
         f"{what} gives a {type(value).__name__}, not three tensors.\n{hint}",
     )
-    require(
-        all(
-            same_values(argument, case[key]) for argument, key in zip(arguments, names, strict=True)
-        ),
-        f"{what} changes a tensor that it was given.\nOthers still need it: look for += and for "
-        "methods that end in an underscore.",
-    )
+    hint = "Others still need it: look for += and for methods that end in an underscore."
+    for argument, key in zip(arguments, names, strict=True):
+        require_unchanged(argument, case[key], what, hint, "a tensor that it was given")
     maps, channels = tuple(case["grad"].shape), (case["grad"].shape[1],)
     for tensor, part, shape in zip(value, _GRADIENTS, (maps, channels, channels), strict=True):
         tensor = require_tensor(tensor, f"{part} of {what}")
@@ -718,85 +701,73 @@ def normalisation_gradients_shape(answer: Any) -> str:
     return f"{answer.__name__} gives three gradients of the right shapes, and changes nothing"
 
 
-def _mean(maps: Tensor) -> Tensor:
-    return maps.mean(dim=(0, 2, 3), keepdim=True)
-
-
-def _require_sums(value: Tensor, grad: Tensor, x_hat: Tensor, part: str, right: Tensor) -> None:
-    """Require grad_gamma or grad_beta; explain what else was summed."""
+def _sum_mistakes(grad: Tensor, x_hat: Tensor) -> dict[str, Tensor | list[Tensor]]:
+    """What comes out for γ or β when something else is summed, by the message for it."""
     product, pixels = grad * x_hat, (0, 2, 3)
-    require_values(
-        value,
-        right,
-        part,
-        {
-            "it is a mean over the pixels.\nEvery pixel adds its share.": [
-                grad.mean(dim=pixels),
-                product.mean(dim=pixels),
-            ],
-            "each pixel adds its incoming gradient alone.\nIn y = γ x̂ + β, by how much does y "
-            "move when γ moves a little?": grad.sum(dim=pixels),
-            "each pixel adds its incoming gradient times x̂.\nIn y = γ x̂ + β, by how much does y "
-            "move when β moves a little?": product.sum(dim=pixels),
-        },
-        "the values are wrong.\nIn y = γ x̂ + β, by how much does y move, at each pixel of each "
-        "image?",
+    means = [grad.mean(dim=pixels), product.mean(dim=pixels)]
+    return {
+        "it is a mean over the pixels.\nEvery pixel adds its share.": means,
+        "each pixel adds its incoming gradient alone.\nIn y = γ x̂ + β, by how much does y move "
+        "when γ moves a little?": grad.sum(dim=pixels),
+        "each pixel adds its incoming gradient times x̂.\nIn y = γ x̂ + β, by how much does y move "
+        "when β moves a little?": product.sum(dim=pixels),
+    }
+
+
+def _without_means(total: Tensor, x_hat: Tensor, dim: int | tuple[int, ...] = (0, 2, 3)) -> Tensor:
+    """The chapter's formula without 1/σ."""
+    return total - _mean(total, dim) - x_hat * _mean(total * x_hat, dim)
+
+
+def _gradients(case: dict[str, Tensor], grad: Tensor) -> dict[str, Tensor]:
+    """The three gradients by the chapter's formula."""
+    x_hat, pixels = case["x_hat"], (0, 2, 3)
+    gamma, inverse = (case[key][:, None, None] for key in ("gamma", "inverse"))
+    values = (
+        _without_means(gamma * grad, x_hat) * inverse,
+        (grad * x_hat).sum(dim=pixels),
+        grad.sum(dim=pixels),
     )
+    return dict(zip(_GRADIENTS, values, strict=True))
 
 
 def _wrong_grad_x(case: dict[str, Tensor], grad: Tensor) -> dict[str, Tensor]:
-    """What comes out when a term is forgotten or confused, and the message for it."""
+    """What comes out when a term is forgotten or confused, by the message for it."""
     x_hat, n = case["x_hat"], grad[:, 0].numel()
     gamma, inverse = (case[key][:, None, None] for key in ("gamma", "inverse"))
     total = gamma * grad
     first, second = _mean(total), x_hat * _mean(total * x_hat)
+    right, plain = total - first - second, _without_means(grad, x_hat)
     gradient_of_total = "\nThe gradient of x̂ is not that of y: what lies between them?"
-    return {
+    unscaled = {
         "μ and σ are taken for constants, as in evaluation mode.\nIn training they move with x: "
-        "which two terms come of that?": total * inverse,
-        "only the mean's movement is taken into account.\nWhat else moves with x?": (total - first)
-        * inverse,
-        "only the deviation's movement is taken into account.\nWhat else moves with x?": (
-            total - second
-        )
-        * inverse,
+        "which two terms come of that?": total,
+        "only the mean's movement is taken into account.\nWhat else moves with x?": total - first,
+        "only the deviation's movement is taken into account.\nWhat else moves with x?": total
+        - second,
         "sums stand where means should.\nLook at dμ in the derivation: each pixel moves the mean "
-        "by how much?": (total - n * first - n * second) * inverse,
-        "1/σ is missing.\nIn which unit is x, and in which is x̂?": total - first - second,
-        "it is multiplied by σ.\nWhich of σ and 1/σ is the argument `inverse`?": (
-            total - first - second
-        )
-        / inverse,
-        f"γ is missing.{gradient_of_total}": (grad - _mean(grad) - x_hat * _mean(grad * x_hat))
-        * inverse,
-        f"γ is missing in the means.{gradient_of_total}": (
-            total - _mean(grad) - x_hat * _mean(grad * x_hat)
-        )
-        * inverse,
-        f"γ is multiplied twice.{gradient_of_total}": gamma * (total - first - second) * inverse,
+        "by how much?": total - n * (first + second),
+        "1/σ is missing.\nIn which unit is x, and in which is x̂?": right / inverse,
+        "it is multiplied by σ.\nWhich of σ and 1/σ is the argument `inverse`?": right / inverse**2,
+        f"γ is missing.{gradient_of_total}": plain,
+        f"γ is missing in the means.{gradient_of_total}": total - grad + plain,
+        f"γ is multiplied twice.{gradient_of_total}": gamma * right,
         "the two terms have the wrong sign.\nThe mean goes along when x moves: is x - μ then "
-        "larger or smaller for it?": (total + first + second) * inverse,
+        "larger or smaller for it?": total + first + second,
         "the last term is the same at all pixels.\nHow far a pixel is from the mean decides how "
-        "much σ concerns it.": (total - first - _mean(total * x_hat)) * inverse,
-        "the last mean is taken of the gradient alone.\nHow does σ move when x does? Look at dσ.": (
-            total - first - x_hat * first
-        )
-        * inverse,
+        "much σ concerns it.": total - first - _mean(total * x_hat),
+        "the last mean is taken of the gradient alone.\nHow does σ move when x does? Look at "
+        "dσ.": total - first - x_hat * first,
         "the sums are divided by n - 1.\nOnly the running variance is unbiased: which one "
-        "normalises?": (total - (n * first + n * second) / (n - 1)) * inverse,
-        "each image has its own means.\nBN's μ and σ are those of the whole batch.": (
-            total
-            - total.mean(dim=(2, 3), keepdim=True)
-            - x_hat * (total * x_hat).mean(dim=(2, 3), keepdim=True)
-        )
-        * inverse,
-        "each pixel has its own means.\nBN's μ and σ are those of a whole map.": (
-            total
-            - total.mean(dim=0, keepdim=True)
-            - x_hat * (total * x_hat).mean(dim=0, keepdim=True)
-        )
-        * inverse,
+        "normalises?": total - (first + second) * n / (n - 1),
+        "each image has its own means.\nBN's μ and σ are those of the whole batch.": _without_means(
+            total, x_hat, dim=(2, 3)
+        ),
+        "each pixel has its own means.\nBN's μ and σ are those of a whole map.": _without_means(
+            total, x_hat, dim=0
+        ),
     }
+    return {message: wrong * inverse for message, wrong in unscaled.items()}
 
 
 @as_check
@@ -807,8 +778,13 @@ def normalisation_gradients_values(answer: Any) -> str:
         case = _case(shape)
         grad_x, grad_gamma, grad_beta = _call(answer, ("grad", "x_hat", "inverse", "gamma"), case)
         for value, part in ((grad_beta, "grad_beta"), (grad_gamma, "grad_gamma")):
-            _require_sums(
-                value, case["grad"], case["x_hat"], f"{part} of {name}", case[f"plain {part}"]
+            require_values(
+                value,
+                case[f"plain {part}"],
+                f"{part} of {name}",
+                _sum_mistakes(case["grad"], case["x_hat"]),
+                "the values are wrong.\nIn y = γ x̂ + β, by how much does y move, at each pixel of "
+                "each image?",
             )
         require_values(
             grad_x,
@@ -827,39 +803,28 @@ def activated_gradients_values(answer: Any) -> str:
     name = answer.__name__ if type(answer) is FunctionType else ""
     for shape in _SHAPES:
         case = _case(shape)
-        found = _call(answer, ("grad", "x_hat", "inverse", "gamma", "beta"), case)
+        values = _call(answer, ("grad", "x_hat", "inverse", "gamma", "beta"), case)
         gamma, beta = (case[key][:, None, None] for key in ("gamma", "beta"))
-        y = gamma * case["x_hat"] + beta
+        grad, scaled = case["grad"], gamma * case["x_hat"]
+        y = scaled + beta
         masks = {
-            "the ReLU is not there.\nWhere it gave 0, "
-            "which gradient comes through?": torch.ones_like(y),
+            "the ReLU is not there.\nWhere it gave 0, which gradient comes "
+            "through?": torch.ones_like(y),
             "it is taken for open where x̂ is positive.\nWhat does the ReLU read?": case["x_hat"]
             > 0,
-            "it is taken for open where γ x̂ is positive.\nWhat does the ReLU read?": gamma
-            * case["x_hat"]
-            > 0,
+            "it is taken for open where γ x̂ is positive.\nWhat does the ReLU read?": scaled > 0,
             "it is open where it should be shut.\nLook at the comparison.": y < 0,
             "the gradient is multiplied by the ReLU's output.\nWhat is its slope?": y.clamp(min=0),
             "the gradient itself is cut off where it is negative.\nThe ReLU cut off maps, in the "
-            "forward pass: which?": case["grad"] > 0,
+            "forward pass: which?": grad > 0,
         }
-        for part, value in zip(_GRADIENTS, found, strict=True):
-            mistakes: dict[str, Tensor | list[Tensor]] = {}
-            for message, mask in masks.items():
-                cut = case["grad"] * mask
-                total = gamma * cut
-                wrong = {
-                    "grad_x": (total - _mean(total) - case["x_hat"] * _mean(total * case["x_hat"]))
-                    * case["inverse"][:, None, None],
-                    "grad_gamma": (cut * case["x_hat"]).sum(dim=(0, 2, 3)),
-                    "grad_beta": cut.sum(dim=(0, 2, 3)),
-                }
-                mistakes[message] = wrong[part]
+        wrong = {message: _gradients(case, grad * mask) for message, mask in masks.items()}
+        for part, value in zip(_GRADIENTS, values, strict=True):
             require_values(
                 value,
                 case[f"relu {part}"],
                 f"{part} of {name}",
-                mistakes,
+                {message: gradients[part] for message, gradients in wrong.items()},
                 "the values are wrong.\nFirst the ReLU's own backward pass, then that of BN with "
                 "what has come through.",
             )
