@@ -8,7 +8,6 @@ import os
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,10 +17,9 @@ from pathlib import Path
 import nbformat
 import pytest
 import requests
+from helpers import ROOT, free_ports
 
 from safe_grading import sandbox
-
-ROOT = Path(__file__).parent.parent
 
 NAME, COURSE_ID = "01-plain", "densenet-from-scratch"
 ACCOUNTS = {"lecturer": 12_001, "student": 12_002}
@@ -44,16 +42,6 @@ c.Spawner.start_timeout = c.Spawner.http_timeout = {patience}
 """
 PATIENCE = 900  # seconds; nothing here takes a tenth of it on an idle machine of two cores
 STARTING = (424, 502, 503, 504)  # what a server answers, or the proxy before it, while it starts
-
-
-def free_ports(number: int) -> list[int]:
-    probes = [socket.socket() for _ in range(number)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 def reachable_python(place: Path) -> list[str]:

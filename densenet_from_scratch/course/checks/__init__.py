@@ -11,22 +11,9 @@ functions of ``core`` and returns what it found to be right; ``core.as_check`` d
 """
 
 from collections.abc import Callable, Iterable
-from types import ModuleType
+from importlib import import_module
 from typing import Any
 
-from densenet_from_scratch.course.checks import (
-    bottleneck,
-    cost,
-    dense,
-    densenet,
-    feature_reuse,
-    growth_rate,
-    memory,
-    plain,
-    residual,
-    training,
-    transition,
-)
 from densenet_from_scratch.course.checks.core import (
     same_number as same_number,
 )
@@ -37,33 +24,22 @@ from densenet_from_scratch.course.checks.core import (
     same_values as same_values,
 )
 
+_MODULES = (
+    *("plain", "residual", "dense", "growth_rate", "bottleneck", "transition", "densenet"),
+    *("training", "feature_reuse", "memory", "cost"),
+)
 
-def _collect(modules: Iterable[ModuleType]) -> dict[str, Callable[[Any], None]]:
+
+def _collect(modules: Iterable[str]) -> dict[str, Callable[[Any], None]]:
     """Return the checks that the modules define, by name."""
-    found: dict[str, Callable[[Any], None]] = {}
-    for module in modules:
+    checks: dict[str, Callable[[Any], None]] = {}
+    for module in (import_module(f"{__name__}.{name}") for name in modules):
         for name, value in vars(module).items():
             if hasattr(value, "__wrapped__") and value.__module__ == module.__name__:
-                if name in found or name in globals():
+                if name in checks or name in globals():
                     raise ImportError(f"{module.__name__}: the name {name} is taken.")
-                found[name] = value
-    return found
+                checks[name] = value
+    return checks
 
 
-globals().update(
-    _collect(
-        (
-            bottleneck,
-            cost,
-            dense,
-            densenet,
-            feature_reuse,
-            growth_rate,
-            memory,
-            plain,
-            residual,
-            training,
-            transition,
-        )
-    )
-)
+globals().update(_collect(_MODULES))

@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from densenet_from_scratch.course.checks.by_hand import mix_by_hand as mix_by_hand
 from densenet_from_scratch.course.checks.by_hand import mix_or_convolve_by_hand, normalise_by_hand
 from densenet_from_scratch.course.checks.core import (
     as_check,

@@ -7,7 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from densenet_from_scratch.course.checks.by_hand import transition_by_hand
+from densenet_from_scratch.course.checks.by_hand import (
+    convolve_by_hand,
+    normalise_by_hand,
+    transition_by_hand,
+)
 from densenet_from_scratch.course.checks.core import (
     as_check,
     build_answer,
@@ -16,10 +20,11 @@ from densenet_from_scratch.course.checks.core import (
     require,
     require_numbers,
     require_own,
+    require_part,
+    require_parts,
     require_shape,
     require_values,
 )
-from densenet_from_scratch.course.checks.layers import convolve_by_hand, normalise_by_hand
 from densenet_from_scratch.dense import BottleneckLayer, DenseBlock, DenseLayer
 from densenet_from_scratch.measure import count_parameters
 from densenet_from_scratch.transition import Transition
@@ -33,34 +38,14 @@ def _build(answer: Any) -> nn.Module:
     return build_answer(answer, *_ARGUMENTS, may_use=allowed)
 
 
-def _part(network: nn.Module, part: str, kind: type) -> Any:
-    value = getattr(network, part, None)
-    require(
-        type(value) is kind,
-        f"{type(network).__name__} has no {kind.__name__} called self.{part}.\nLook at the "
-        "names in the question: the checks and later code read them.",
-    )
-    return value
-
-
 def _members(network: nn.Module, part: str, kind: type, number: int, hint: str) -> list[Any]:
-    name, members = type(network).__name__, getattr(network, part, None)
-    require(
-        type(members) is not list,
-        f"{name}: self.{part} is a Python list, and PyTorch does not look for parameters there.\n"
-        "Look at which of PyTorch's containers holds a list of modules.",
-    )
-    require(
-        isinstance(members, nn.ModuleList) and all(type(member) is kind for member in members),
-        f"{name} has no ModuleList of {kind.__name__}s called self.{part}.\nLook at the names in "
-        "the question.",
-    )
-    assert isinstance(members, nn.ModuleList)
+    members: list[Any] = require_parts(network, part, kind, "Look at the names in the question.")
     require(
         len(members) == number,
-        f"{name} with {len(_BLOCKS)} blocks: self.{part} has {len(members)} members.\n{hint}",
+        f"{type(network).__name__} with {len(_BLOCKS)} blocks: self.{part} has {len(members)} "
+        f"members.\n{hint}",
     )
-    return list(members)
+    return members
 
 
 def _lists(network: nn.Module) -> tuple[list[Any], list[Any]]:
@@ -76,7 +61,7 @@ def densenet_parts(answer: Any) -> str:
     """Stem, blocks, transitions and head have the right widths, and no parameter more."""
     network = _build(answer)
     name = type(network).__name__
-    stem = _part(network, "stem", nn.Conv2d)
+    stem = require_part(network, "stem", nn.Conv2d)
     require(
         (stem.in_channels, stem.out_channels) == (_IMAGES, _K0),
         f"{name}: self.stem goes from {stem.in_channels} to {stem.out_channels} maps.\nIt reads "
@@ -111,8 +96,8 @@ def densenet_parts(answer: Any) -> str:
         "k, θ and k_0 each do: did every argument arrive where it belongs?",
     )
     norm, classifier = (
-        _part(network, "norm", nn.BatchNorm2d),
-        _part(network, "classifier", nn.Linear),
+        require_part(network, "norm", nn.BatchNorm2d),
+        require_part(network, "classifier", nn.Linear),
     )
     require(
         norm.num_features == _LEAVE[-1],
@@ -171,10 +156,10 @@ def densenet_values(answer: Any) -> str:
     network = _build(answer).eval()
     name, (blocks, transitions) = type(network).__name__, _lists(network)
     norm, classifier = (
-        _part(network, "norm", nn.BatchNorm2d),
-        _part(network, "classifier", nn.Linear),
+        require_part(network, "norm", nn.BatchNorm2d),
+        require_part(network, "classifier", nn.Linear),
     )
-    stem, x = _part(network, "stem", nn.Conv2d), random_maps(2, _IMAGES, 12, 8)
+    stem, x = require_part(network, "stem", nn.Conv2d), random_maps(2, _IMAGES, 12, 8)
 
     def body(maps: Tensor) -> Tensor:
         for block, transition in zip(blocks[:-1], transitions, strict=True):

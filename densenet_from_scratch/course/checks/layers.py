@@ -8,26 +8,20 @@ import torch
 from torch import Tensor, nn
 
 from densenet_from_scratch.course.checks.by_hand import (
-    branch_by_hand as branch_by_hand,
-)
-from densenet_from_scratch.course.checks.by_hand import (
-    convolve_by_hand as convolve_by_hand,
-)
-from densenet_from_scratch.course.checks.by_hand import (
-    normalise_by_hand as normalise_by_hand,
+    branch_by_hand,
+    convolve_by_hand,
+    normalise_by_hand,
 )
 from densenet_from_scratch.course.checks.core import (
     build_answer,
     call_answer,
     random_maps,
     require,
+    require_gradients,
     require_part,
     require_shape,
     require_unchanged,
     require_values,
-)
-from densenet_from_scratch.course.checks.core import (
-    require_gradients as require_gradients,
 )
 from densenet_from_scratch.measure import count_parameters
 
