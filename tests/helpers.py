@@ -12,12 +12,14 @@ from pathlib import Path
 
 import nbformat
 import torch
+from IPython.core.inputtransformer2 import TransformerManager
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 ROOT = Path(__file__).parent.parent
 CHAPTERS = sorted((ROOT / "chapters").glob("*.ipynb"))
 SOLUTIONS = sorted((ROOT / "solutions").glob("*/*.ipynb"))
+ASSIGNMENTS = [path.stem for path in SOLUTIONS]
 
 
 # --- Notebooks -----------------------------------------------------------------------------------
@@ -37,6 +39,21 @@ def cells(path: Path, kind: str) -> list[nbformat.NotebookNode]:
 def text_of(path: Path, kind: str = "markdown") -> str:
     """Return what the cells of one kind say, with an empty line between them."""
     return "\n\n".join(cell.source for cell in cells(path, kind))
+
+
+def assignment_cells(folder: str, name: str) -> list[nbformat.NotebookNode]:
+    """Return the cells of an assignment, as it stands in solutions/ or in exercises/."""
+    return notebook(ROOT / folder / name / f"{name}.ipynb").cells
+
+
+def role(cell: nbformat.NotebookNode, key: str):
+    """Return what nbgrader knows of a cell, or None."""
+    return cell.metadata.get("nbgrader", {}).get(key)
+
+
+def run_cell(source: str, namespace: dict) -> None:
+    """Run the code of a cell, with its magics, as a notebook would."""
+    exec(compile(TransformerManager().transform_cell(source), "<cell>", "exec"), namespace)
 
 
 def classes_built_in(chapter: str) -> dict:

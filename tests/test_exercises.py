@@ -1,9 +1,9 @@
 """Every assignment is released, explained and graded as it should be.
 
-A new assignment needs no new test: it is found in solutions/, and its plausible wrong answers in
-tests/wrong_answers/NAME.toml. Each wrong answer names the cell it stands in, and either the whole
-code or a text to ``replace`` in the solution ``by`` another; then what the check below it ``says``,
-or that only the ``hidden`` tests find it.
+A new assignment needs no new test: it is found in solutions/. Wrong answers that its checks hold
+themselves are tested in test_mistakes.py, others stand in tests/wrong_answers/NAME.toml. Each names
+its cell, and either the whole code or a text to ``replace`` in the solution ``by`` another; then
+what the check below it ``says``, or that only the ``hidden`` tests find it.
 
 What nbgrader writes goes into a temporary copy of the course.
 """
@@ -15,13 +15,11 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from helpers import ROOT, nbgrader, notebook
-from IPython.core.inputtransformer2 import TransformerManager
+from helpers import ASSIGNMENTS, ROOT, assignment_cells, nbgrader, role, run_cell
 from nbgrader.api import Gradebook
 
 from densenet_from_scratch.course import checks
 
-ASSIGNMENTS = [path.stem for path in sorted(ROOT.glob("solutions/*/*.ipynb"))]
 WRONG_ANSWERS = [
     (name, answer)
     for name in ASSIGNMENTS
@@ -31,20 +29,8 @@ WRONG_ANSWERS = [
 assignment = pytest.mark.parametrize("name", ASSIGNMENTS)
 
 
-def read(folder: str, name: str) -> list:
-    return notebook(ROOT / folder / name / f"{name}.ipynb").cells
-
-
-def role(cell, key: str):
-    return cell.metadata.get("nbgrader", {}).get(key)
-
-
 def is_test(cell) -> bool:
     return cell.cell_type == "code" and bool(role(cell, "grade"))
-
-
-def run(source: str, namespace: dict) -> None:
-    exec(compile(TransformerManager().transform_cell(source), "<cell>", "exec"), namespace)
 
 
 # --- What an assignment looks like ---------------------------------------------------------------
@@ -61,7 +47,7 @@ def test_every_assignment_has_its_parts():
 
 @assignment
 def test_the_assignment_keeps_the_conventions(name):
-    cells = read("solutions", name)
+    cells = assignment_cells("solutions", name)
     assert sum(role(cell, "points") or 0 for cell in cells) == 10
     assert any(role(cell, "grade") and cell.cell_type == "markdown" for cell in cells)
     assert re.match(r"# Exercises \d+\. .*\n\n\*\*Time\*\*", cells[0].source)
@@ -78,7 +64,7 @@ def test_the_assignment_keeps_the_conventions(name):
 @assignment
 def test_questions_say_how_hard_how_long_how_many_points_and_why(name):
     stated, given, number = 0, 0, 0
-    for cell in read("solutions", name):
+    for cell in assignment_cells("solutions", name):
         given += role(cell, "points") or 0
         if cell.source.startswith("## Question"):
             number += 1
@@ -88,14 +74,14 @@ def test_questions_say_how_hard_how_long_how_many_points_and_why(name):
             facts = re.search(r"^(●○○|●●○|●●●) · \d+ minutes · (\d+) points", cell.source, re.M)
             stated += int(facts[2])
     assert (number, stated, given) == (5, 10, 10)
-    text = "\n".join(cell.source for cell in read("solutions", name))
+    text = "\n".join(cell.source for cell in assignment_cells("solutions", name))
     assert text.count("<details><summary>Hint") == text.count("</details>") >= 2 * number
 
 
 @assignment
 def test_links_lead_somewhere(name):
     for folder in ("solutions", "exercises"):
-        for cell in read(folder, name):
+        for cell in assignment_cells(folder, name):
             text = cell.source if cell.cell_type == "markdown" else ""
             for target in re.findall(r"\]\(([^)\s]+)\)", text):
                 if not target.startswith(("http://", "https://")):
@@ -147,7 +133,7 @@ def test_the_release_opens_clean_and_tells_nothing(name):
     for cell in notebook.cells:
         if cell.cell_type == "code":
             assert cell.outputs == [] and cell.execution_count is None
-    solved = {cell.id: cell for cell in read("solutions", name)}
+    solved = {cell.id: cell for cell in assignment_cells("solutions", name)}
     for cell in notebook.cells:
         if is_test(cell):
             assert "checks." in cell.source
@@ -157,12 +143,12 @@ def test_the_release_opens_clean_and_tells_nothing(name):
 @assignment
 def test_every_check_of_the_untouched_release_asks_for_an_answer(name):
     namespace = {"__name__": "__main__"}
-    for cell in read("exercises", name):
+    for cell in assignment_cells("exercises", name):
         if is_test(cell):
             with pytest.raises(NotImplementedError, match="your code is still missing"):
-                run(cell.source, namespace)
+                run_cell(cell.source, namespace)
         elif cell.cell_type == "code":
-            run(cell.source, namespace)
+            run_cell(cell.source, namespace)
 
 
 # --- Wrong answers -------------------------------------------------------------------------------
@@ -170,7 +156,7 @@ def test_every_check_of_the_untouched_release_asks_for_an_answer(name):
 
 def checks_below(name: str, answer: dict) -> tuple[dict, list]:
     """Run the solution with a wrong answer in it; return its names and the tests below it."""
-    cells = [cell for cell in read("solutions", name) if cell.cell_type == "code"]
+    cells = [cell for cell in assignment_cells("solutions", name) if cell.cell_type == "code"]
     index = [cell.id for cell in cells].index(answer["cell"])
     source = answer.get("code", cells[index].source)
     if "replace" in answer:
@@ -179,8 +165,8 @@ def checks_below(name: str, answer: dict) -> tuple[dict, list]:
     namespace = {"__name__": "__main__"}
     for cell in cells[:index]:
         if not is_test(cell):
-            run(cell.source, namespace)
-    run(source, namespace)
+            run_cell(cell.source, namespace)
+    run_cell(source, namespace)
     tests = []
     for cell in cells[index + 1 :]:
         if not is_test(cell):
@@ -196,11 +182,11 @@ def checks_below(name: str, answer: dict) -> tuple[dict, list]:
 )
 def test_a_wrong_answer_gets_its_message(name, answer):
     namespace, tests = checks_below(name, answer)
-    released = {cell.id: cell for cell in read("exercises", name)}
+    released = {cell.id: cell for cell in assignment_cells("exercises", name)}
     message = None
     try:
         for cell in tests:
-            run(released[cell.id].source, namespace)
+            run_cell(released[cell.id].source, namespace)
     except AssertionError as error:
         message = str(error)
     if not answer.get("hidden"):
@@ -211,7 +197,7 @@ def test_a_wrong_answer_gets_its_message(name, answer):
         assert message is None
         with pytest.raises((AssertionError, KeyError)):
             for cell in tests:
-                run(cell.source, namespace)
+                run_cell(cell.source, namespace)
 
 
 def test_there_are_wrong_answers_for_every_answer():
@@ -219,7 +205,7 @@ def test_there_are_wrong_answers_for_every_answer():
         answers = {answer["cell"] for other, answer in WRONG_ANSWERS if other == name}
         solution_cells = {
             cell.id
-            for cell in read("solutions", name)
+            for cell in assignment_cells("solutions", name)
             if cell.cell_type == "code" and role(cell, "solution")
         }
         assert answers == solution_cells
@@ -227,7 +213,9 @@ def test_there_are_wrong_answers_for_every_answer():
 
 
 def test_every_check_is_called_by_an_assignment():
-    text = "\n".join(cell.source for name in ASSIGNMENTS for cell in read("solutions", name))
+    text = "\n".join(
+        cell.source for name in ASSIGNMENTS for cell in assignment_cells("solutions", name)
+    )
     for name, value in vars(checks).items():
         if hasattr(value, "__wrapped__"):
             assert f"checks.{name}(" in text, name
@@ -258,7 +246,7 @@ def grades(course) -> dict:
 
 @assignment
 def test_the_solution_gets_full_marks(grades, name):
-    cells = {cell.id: cell for cell in read("solutions", name) if role(cell, "grade")}
+    cells = {cell.id: cell for cell in assignment_cells("solutions", name) if role(cell, "grade")}
     result = grades[name, "solved"]
     assert result.keys() == cells.keys()
     for key, (score, maximum, needs_manual_grade) in result.items():

@@ -155,7 +155,7 @@ def bottleneck_layer_shape(answer: Any) -> str:
     layer = build_answer(answer, *_ARGUMENTS)
     name = type(layer).__name__
     x = random_maps(2, _READS, 5, 7)
-    before = x.clone()
+    original = x.clone()
     y = call_answer(f"{name}{_ARGUMENTS}", layer, x)
     require_shape(
         y,
@@ -168,7 +168,7 @@ def bottleneck_layer_shape(answer: Any) -> str:
         },
     )
     hint = "look for inplace=True, +=, and methods that end in an underscore."
-    require_unchanged(x, before, name, f"Somebody else may still read it: {hint}")
+    require_unchanged(x, original, name, f"Somebody else may still read it: {hint}")
     return f"{name} makes k maps of the input's height and width"
 
 

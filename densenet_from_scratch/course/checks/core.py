@@ -116,7 +116,7 @@ def require_own(answer: Any, kind: type, may_use: Sequence[type] = ()) -> str:
 def call_answer(what: str, function: Callable[..., Any], *arguments: Any, hint: str = "") -> Any:
     """Call the answer; say what was tried if it fails. A stub's error stays as it is.
 
-    Whatever the reader wrote runs here and nowhere else, so that what should hold for every
+    Checks run what the reader wrote through this function, so that what should hold for every
     answer has one place.
     """
     try:
@@ -217,9 +217,9 @@ def require_shape(
     otherwise: str = "Look at which axis is which: (N, C, H, W).",
 ) -> None:
     """Require the right shape; if it is that of a known mistake, say which (the last one)."""
-    found = tuple(require_tensor(value, what).shape)
-    hint = mistake_of(found, mistakes, otherwise)
-    require(found == right, f"{what} has shape {found}, which is not as asked.\n{hint}")
+    shape = tuple(require_tensor(value, what).shape)
+    hint = mistake_of(shape, mistakes, otherwise)
+    require(shape == right, f"{what} has shape {shape}, which is not as asked.\n{hint}")
 
 
 def require_part(
@@ -229,36 +229,46 @@ def require_part(
     hint: str = "Look at the names in the question: the checks and later code read them.",
 ) -> Part:
     """Require that ``owner`` has a part of this very kind under this name; return it."""
-    found = getattr(owner, attribute, None)
+    part = getattr(owner, attribute, None)
     missing = f"{type(owner).__name__} has no {kind.__name__} called self.{attribute}."
-    require(type(found) is kind, f"{missing}\n{hint}")
-    return cast(Part, found)
+    require(type(part) is kind, f"{missing}\n{hint}")
+    return cast(Part, part)
 
 
-def require_parts(owner: nn.Module, attribute: str, kind: type[Part], hint: str) -> list[Part]:
-    """Require that ``owner`` has a ModuleList of this very kind under this name; return it."""
+def require_parts(
+    owner: nn.Module,
+    attribute: str,
+    kind: type[Part],
+    hint: str = "Look at the name in the question.",
+) -> list[Part]:
+    """Require that ``owner`` has a list of modules under this name; return them.
+
+    All are of this very kind; ``nn.Module`` stands for any.
+    """
     name, parts = type(owner).__name__, getattr(owner, attribute, None)
     require(
-        type(parts) is not list,
+        not isinstance(parts, list),
         f"{name}: self.{attribute} is a Python list, and PyTorch does not look for parameters "
         "there.\nLook at which of PyTorch's containers holds a list of modules.",
     )
+    asked = "nn.ModuleList" if kind is nn.Module else f"ModuleList of {kind.__name__}s"
     require(
-        isinstance(parts, nn.ModuleList) and all(type(part) is kind for part in parts),
-        f"{name} has no ModuleList of {kind.__name__}s called self.{attribute}.\n{hint}",
+        isinstance(parts, nn.ModuleList | nn.Sequential)
+        and (kind is nn.Module or all(type(part) is kind for part in parts)),
+        f"{name} has no {asked} called self.{attribute}.\n{hint}",
     )
     return list(cast(list[Part], parts))
 
 
 def require_unchanged(
     given: Tensor,
-    before: Tensor,
+    original: Tensor,
     name: str,
     hint: str = "Look for += and inplace=True.",
     what: str = "the tensor that it was given",
 ) -> None:
     """Require that ``given`` is still what it was before the call."""
-    require(same_values(given, before), f"{name} changes {what}.\n{hint}")
+    require(same_values(given, original), f"{name} changes {what}.\n{hint}")
 
 
 def _has_form(value: Any, like: Any) -> bool:
@@ -284,19 +294,19 @@ def require_numbers(
     texts = [f"{name}({', '.join(map(repr, case))})" for case in cases]
     results = [right(*case) for case in cases]
     hint = "Look at the line that the traceback above points to."
-    found = [
+    values = [
         call_answer(text, function, *case, hint=hint)
         for text, case in zip(texts, cases, strict=True)
     ]
     asked = f"The question asks for {form}." if form else "A count is a Python int: // not /."
-    for text, value, like in zip(texts, found, results, strict=True):
+    for text, value, like in zip(texts, values, results, strict=True):
         hint = "Is a `return` missing?" if value is None else asked
         require(_has_form(value, like), f"{text} gives a {type(value).__name__}.\n{hint}")
-    if all(map(same_result, found, results)):
+    if all(map(same_result, values, results)):
         return name
     for message, wrong in _variants(mistakes):
-        require(not all(map(same_result, found, starmap(wrong, cases))), f"{name}: {message}")
-    for text, value, result in zip(texts, found, results, strict=True):
+        require(not all(map(same_result, values, starmap(wrong, cases))), f"{name}: {message}")
+    for text, value, result in zip(texts, values, results, strict=True):
         require(same_result(value, result), f"{text} gives {value}, which is wrong.\n{otherwise}")
     return name
 
@@ -316,12 +326,12 @@ def require_gradients(
         f"{what}: no gradient can flow back from the output.\nLook for what cuts the graph: "
         "detach(), .data, torch.no_grad(), numpy, torch.tensor(...).",
     )
-    found = call_answer(
+    gradients = call_answer(
         f"The backward pass of {what}",
         lambda: torch.autograd.grad((y * weights).sum(), list(sources.values()), allow_unused=True),
         hint=in_place,
     )
-    for name, gradient, value in zip(sources, found, right, strict=True):
+    for name, gradient, value in zip(sources, gradients, right, strict=True):
         require(
             gradient is not None,
             f"{what}: {name} gets no gradient, so training would never use it.\nLook for what "

@@ -153,9 +153,9 @@ def dense_block_values(answer: Any) -> str:
         "the newest maps come first.\nEvery weight belongs to one map by its place, so the order "
         "matters: look at what stands first in torch.cat."
     )
-    before = x.clone()
+    original = x.clone()
     y = call_answer(name, block, x, hint=_CONCATENATION)
-    require_unchanged(x, before, name, "Look for += and inplace=True.")
+    require_unchanged(x, original, name, "Look for += and inplace=True.")
     require_values(
         y,
         torch.cat(maps, dim=1),

@@ -79,15 +79,15 @@ def densenet_parts(answer: Any) -> str:
         f"{name}: its blocks are made of basic layers.\nThe B of DenseNet-BC: look at DenseBlock's "
         "argument bottleneck.",
     )
-    found = [len(block.layers) for block in blocks]
-    require(found == _BLOCKS, f"{name}: its blocks have {found} layers.\nLook at block_config.")
-    found = [block.layers[0].norm1.num_features for block in blocks]
+    counts = [len(block.layers) for block in blocks]
+    require(counts == _BLOCKS, f"{name}: its blocks have {counts} layers.\nLook at block_config.")
+    counts = [block.layers[0].norm1.num_features for block in blocks]
     right = [_K0, *(t.out_channels for t in transitions)]
     require(
-        found == right
+        counts == right
         and [block.out_channels for block in blocks[:-1]]
         == [t.conv.in_channels for t in transitions],
-        f"{name}: its blocks are made for {found} maps.\nEach part reads what the part before it "
+        f"{name}: its blocks are made for {counts} maps.\nEach part reads what the part before it "
         "leaves: look at where the number of maps is updated, behind blocks *and* transitions.",
     )
     require(
@@ -379,21 +379,21 @@ def key_names(answer: Any) -> str:
     """Every key of a torchvision DenseNet gets the name that ours has."""
     name = require_own(answer, FunctionType)
     pairs = list(_key_pairs())
-    found = {}
+    names = {}
     for theirs, _ in pairs:
         value = call_answer(f"{name}({theirs!r})", answer, theirs)
         hint = "Is a `return` missing?" if value is None else "The question asks for a key, a str."
         require(type(value) is str, f"{name}({theirs!r}) gives a {type(value).__name__}.\n{hint}")
-        found[theirs] = value
-    wrong = [theirs for theirs, ours in pairs if found[theirs] != ours]
+        names[theirs] = value
+    wrong = [theirs for theirs, ours in pairs if names[theirs] != ours]
     if wrong:
-        example = f"{name}({wrong[0]!r}) gives {found[wrong[0]]!r}.\n"
-        if all(found[theirs] == theirs for theirs in wrong):
+        example = f"{name}({wrong[0]!r}) gives {names[wrong[0]]!r}.\n"
+        if all(names[theirs] == theirs for theirs in wrong):
             hint = (
                 f"So {len(wrong)} keys keep torchvision's name.\nWhat have these in common that "
                 "the others have not? Look at how many digits a pattern allows."
             )
-        elif len(set(found.values())) < len(pairs):
+        elif len(set(names.values())) < len(pairs):
             hint = "Two keys get one name, so weights are lost.\nLook at what your pattern drops."
         elif any("classifier" in theirs or "norm5" in theirs for theirs in wrong):
             hint = "Mend only what is broken: this key was right before."

@@ -106,10 +106,10 @@ def shared_state_values(answer: Any) -> str:
     calls: Counter[nn.Module] = Counter()
     for layer in layers:
         layer.register_forward_hook(lambda layer, *_: calls.update([layer]))
-    before = x.clone()
+    original = x.clone()
     state = _run(answer, name, layers, x)
     hint = "The state is a tensor of its own: look at what you write into."
-    require_unchanged(x, before, name, hint, "the tensor x that it was given")
+    require_unchanged(x, original, name, hint, "the tensor x that it was given")
     most = max(calls.values(), default=0)
     require(
         most <= 1,

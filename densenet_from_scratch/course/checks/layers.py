@@ -19,6 +19,7 @@ from densenet_from_scratch.course.checks.core import (
     require,
     require_gradients,
     require_part,
+    require_parts,
     require_shape,
     require_unchanged,
     require_values,
@@ -40,7 +41,7 @@ class LayerSpec:
 
     @property
     def keeps_width(self) -> bool:
-        """Say whether as many maps leave the layer as enter it."""
+        """Whether as many maps leave the layer as enter it."""
         return self.reads == self.makes
 
     def build(self, answer: Any, random: bool = True) -> nn.Module:
@@ -125,7 +126,7 @@ class LayerSpec:
                 ] = [right + x]
             return {**orders}
         untouched = "\nLook at whether the name x still means the input when you add it."
-        return {message: [x + wrong for wrong in made] for message, made in orders.items()} | {
+        return {message: [x + wrong for wrong in wrongs] for message, wrongs in orders.items()} | {
             "the shortcut is missing: this is a plain layer.\nLook at both terms of "
             "x_l = H_l(x_{l-1}) + x_{l-1}.": right,
             "a ReLU follows the sum, so that no negative value passes and the identity path is "
@@ -207,14 +208,14 @@ def layer_side_effects(answer: Any, spec: LayerSpec) -> str:
     name = type(layer).__name__
     norm, _ = spec.parts(layer)
     x = random_maps(2, spec.reads, 4, 4)
-    before = x.clone()
+    original = x.clone()
     with torch.no_grad():
         call_answer(f"{name}{spec.arguments}", layer, x)
     hint = (
         "Somebody else may still read it: look for +=, inplace=True, and methods that end in an "
         "underscore."
     )
-    require_unchanged(x, before, name, hint)
+    require_unchanged(x, original, name, hint)
     assert norm.num_batches_tracked is not None  # parts() has made sure that it keeps statistics
     updates = int(norm.num_batches_tracked)
     require(
@@ -235,23 +236,14 @@ def layer_gradient(answer: Any, spec: LayerSpec) -> str:
 
 
 def layer_list(stack: nn.Module, num_layers: int) -> list[nn.Module]:
-    """Require that ``stack.layers`` is a ModuleList of that many layers; return them."""
-    name, layers = type(stack).__name__, getattr(stack, "layers", None)
-    require(
-        not isinstance(layers, list),
-        f"{name}: self.layers is a Python list, and PyTorch does not look for parameters there."
-        "\nLook at which of PyTorch's containers holds a list of modules.",
-    )
-    require(
-        isinstance(layers, nn.ModuleList | nn.Sequential),
-        f"{name} has no nn.ModuleList called self.layers.\nLook at the name in the question.",
-    )
-    assert isinstance(layers, nn.ModuleList | nn.Sequential)
+    """Require that ``stack.layers`` is a list of that many layers; return them."""
+    layers = require_parts(stack, "layers", nn.Module)
     require(
         len(layers) == num_layers,
-        f"{name}: self.layers holds {len(layers)} layers where {num_layers} were asked for.",
+        f"{type(stack).__name__}: self.layers holds {len(layers)} layers where {num_layers} were "
+        "asked for.",
     )
-    return list(layers)
+    return layers
 
 
 def require_separate(layers: Sequence[nn.Module], name: str) -> None:

@@ -79,10 +79,10 @@ def branches(answer: Any) -> str:
         chain.append(branch_by_hand(norm, conv, chain[-1]))
         terms.append(branch_by_hand(norm, conv, states[-1]))
         states.append(states[-1] + terms[-1])
-    before = x.clone()
+    original = x.clone()
     result = call_answer(f"{name}(layers, x)", answer, layers, x)
     hint = "Look for +=: on a tensor it writes into the tensor itself."
-    require_unchanged(x, before, name, hint, "the tensor x that it was given")
+    require_unchanged(x, original, name, hint, "the tensor x that it was given")
     require(
         type(result) in (list, tuple),
         f"{name} gives a {type(result).__name__}, not a list.\nThe question asks for the terms, "
@@ -182,10 +182,10 @@ def shortcut_values(answer: Any) -> str:
         result = require_tensor(call_answer(what, answer, x, channels, stride), what)
         n, c, h, w = shape
         zeros = torch.zeros(n, channels - c, -(-h // stride), -(-w // stride), dtype=x.dtype)
-        kept = x[:, :, ::stride, ::stride]
+        strided = x[:, :, ::stride, ::stride]
         mistakes = {
             "the zero maps come first.\nLook at which side of the channel axis they are added to: "
-            "map 0 of the input should stay map 0.": torch.cat([zeros, kept], dim=1),
+            "map 0 of the input should stay map 0.": torch.cat([zeros, strided], dim=1),
             "pixels are averaged.\nThe question asks to *keep* every stride-th pixel, as the "
             "centre of a strided convolution "
             "does.": torch.cat([F.avg_pool2d(x, stride, ceil_mode=True), zeros], dim=1),
@@ -194,7 +194,7 @@ def shortcut_values(answer: Any) -> str:
         }
         require_values(
             result,
-            torch.cat([kept, zeros], dim=1),
+            torch.cat([strided, zeros], dim=1),
             what,
             mistakes,
             "the values are wrong.\nLook at row 0 and column 0: are they kept? And are the maps "

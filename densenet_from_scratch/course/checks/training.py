@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import mean, pstdev, stdev
 from types import FunctionType
 from typing import Any
@@ -15,8 +15,10 @@ from densenet_from_scratch.course.checks.core import (
     call_answer,
     random_maps,
     require,
+    require_none,
     require_numbers,
     require_own,
+    require_values,
     same_result,
     same_values,
 )
@@ -126,25 +128,29 @@ def _see(network: nn.Module, batches: Batches, training: bool) -> list[tuple[Ten
         return [(network(images), labels) for images, labels in batches]
 
 
+def _as_numbers(mistakes: Mapping[str, Tensor]) -> dict[str, float]:
+    return {message: wrong.item() for message, wrong in mistakes.items()}
+
+
 @as_check
 def evaluate_side_effects(answer: Any) -> str:
     """Evaluation changes nothing in the network and records no graph."""
     name = require_own(answer, FunctionType)
     network, batches = _network().train(), _batches(5, 3, 2)
-    before = {key: value.clone() for key, value in network.state_dict().items()}
+    originals = {key: value.clone() for key, value in network.state_dict().items()}
     recorded = []
     network.register_forward_hook(lambda *_: recorded.append(torch.is_grad_enabled()))
     call_answer(f"{name}(network, batches)", answer, network, batches)
     require(len(recorded) > 0, f"{name} never calls the network.\nLook at where logits come from.")
     after = network.state_dict()
     require(
-        same_values(after["1.running_mean"], before["1.running_mean"]),
+        same_values(after["1.running_mean"], originals["1.running_mean"]),
         f"{name} moves the running statistics of the network's batch normalisation, so it has "
         "learned from the test images.\nIn which mode does the network run? Look at who switches "
         "it.",
     )
     require(
-        all(same_values(after[key], value) for key, value in before.items()),
+        all(same_values(after[key], value) for key, value in originals.items()),
         f"{name} changes the weights of the network.\nEvaluating is looking: nothing is learned.",
     )
     require(
@@ -199,9 +205,7 @@ def evaluate_values(answer: Any) -> str:
             -1
         ].mean(),
     }
-    for message, value in wrong_losses.items():
-        if same_result(result[0], value.item()) and not same_result(loss, value.item()):
-            raise AssertionError(f"{what}: {message}")
+    require_none(result[0], loss, _as_numbers(wrong_losses), what, same_result)
     require(
         same_result(result[0], loss),
         f"{what}: the loss is wrong.\nIt is the mean cross-entropy over all images, each counted "
@@ -219,9 +223,7 @@ def evaluate_values(answer: Any) -> str:
         "does the network mean?": torch.cat([(a.argmin(1) == b).double() for a, b in seen]).mean(),
         "only the last batch counts.\nLook at what is overwritten.": hits[-1].mean(),
     }
-    for message, value in wrong_accuracies.items():
-        if same_result(result[1], value.item()) and not same_result(accuracy, value.item()):
-            raise AssertionError(f"{what}: {message}")
+    require_none(result[1], accuracy, _as_numbers(wrong_accuracies), what, same_result)
     require(
         same_result(result[1], accuracy),
         f"{what}: the accuracy is wrong.\nIt is the share of all images whose largest logit is "
@@ -235,6 +237,11 @@ _SEEDS = [
     ([3.0, 2.0, 4.0], [3.5, 2.0, 4.5], 4.303),
     ([7.0, 9.0, 8.0, 12.0], [8.0, 9.5, 9.0, 11.0], 3.182),
     ([5.0, 4.0, 6.0, 5.0], [6.0, 5.5, 7.0, 5.5], 3.182),
+    (
+        [3.0, 4.0, 5.0, 6.0, 3.0, 4.0, 5.0, 6.0],
+        [5.5, 6.5, 7.5, 8.5, 5.5, 6.5, 8.0, 8.5],
+        2.365,
+    ),
 ]
 
 
@@ -348,16 +355,20 @@ def verdict(answer: Any) -> str:
 _EPOCHS, _PEAK = 8, 0.1
 
 
+def _weights(network: nn.Module) -> Tensor:
+    return nn.utils.parameters_to_vector(network.parameters()).detach()
+
+
 def _train(
     network: nn.Module,
     batches: Batches,
     rates: Sequence[Sequence[float]],
     *,
-    keep: bool = False,
+    accumulate: bool = False,
     softmax: bool = False,
     training: bool = True,
-) -> dict[str, Tensor]:
-    """SGD with Nesterov momentum and weight decay by its definition; return the weights."""
+) -> Tensor:
+    """SGD with Nesterov momentum and weight decay by its definition; return all weights."""
     network = copy.deepcopy(network).train(training)
     parameters = dict(network.named_parameters())
     velocity = {key: torch.zeros_like(value) for key, value in parameters.items()}
@@ -366,14 +377,14 @@ def _train(
         for (images, labels), rate in zip(batches, epoch, strict=True):
             logits = network(images)
             loss = _losses(logits.softmax(1) if softmax else logits, labels).mean()
-            found = torch.autograd.grad(loss, list(parameters.values()))
+            gradients = torch.autograd.grad(loss, list(parameters.values()))
             with torch.no_grad():
-                for (key, weight), gradient in zip(parameters.items(), found, strict=True):
-                    total[key] = total[key] + gradient if keep else gradient
+                for (key, weight), gradient in zip(parameters.items(), gradients, strict=True):
+                    total[key] = total[key] + gradient if accumulate else gradient
                     slope = total[key] + 1e-4 * weight
                     velocity[key] = 0.9 * velocity[key] + slope
                     weight.sub_(rate * (slope + 0.9 * velocity[key]))
-    return {key: value.detach() for key, value in parameters.items()}
+    return _weights(network)
 
 
 @as_check
@@ -390,19 +401,22 @@ def training_rates(answer: Any) -> str:
     shown = [round(rate, 6) for rate in rates]
     right = [_rate(epoch, _EPOCHS, _PEAK) for epoch in range(_EPOCHS)]
     by_batch = [_rate(3 * epoch, _EPOCHS, _PEAK) for epoch in range(_EPOCHS)]
-    hints = {
-        "It falls after so many *batches*: how often in an epoch is the "
-        "scheduler told to go on?": by_batch,
-        "It never falls: who tells the scheduler to go on?": [_PEAK] * _EPOCHS,
-        "It falls one epoch early: what comes first in an epoch, training or the scheduler?": [
-            _rate(epoch + 1, _EPOCHS, _PEAK) for epoch in range(_EPOCHS)
-        ],
-    }
+    seen = f"the rate is {shown}, epoch by epoch.\n"
+    require_none(
+        rates,
+        right,
+        {
+            seen + "It falls after so many *batches*: how often in an epoch is the scheduler told "
+            "to go on?": [by_batch],
+            seen + "It never falls: who tells the scheduler to go on?": [[_PEAK] * _EPOCHS],
+            seen + "It falls one epoch early: what comes first in an epoch, training or the "
+            "scheduler?": [[_rate(epoch + 1, _EPOCHS, _PEAK) for epoch in range(_EPOCHS)]],
+        },
+        what,
+        same_result,
+    )
     hint = "How many epochs does the scheduler believe to be over after each one?"
-    for message, wrong in hints.items():
-        if same_result(rates, wrong):
-            hint = message
-    require(same_result(rates, right), f"{what}: the rate is {shown}, epoch by epoch.\n{hint}")
+    require(same_result(rates, right), f"{what}: {seen}{hint}")
     return f"{name} divides the learning rate at the right epochs"
 
 
@@ -415,31 +429,26 @@ def training_weights(answer: Any) -> str:
     by_batch = [[_rate(3 * e + b, _EPOCHS, _PEAK) for b in range(3)] for e in range(_EPOCHS)]
     start = copy.deepcopy(network)
     call_answer(f"{name}(network, ...)", answer, network, batches, _EPOCHS, _PEAK)
-    trained = dict(network.named_parameters())
-
-    def same(weights: dict[str, Tensor]) -> bool:
-        return all(same_values(trained[key], value) for key, value in weights.items())
-
-    if same(_train(start, batches, right)):
-        return f"{name} trains by the paper's recipe"
-    mistakes: dict[str, dict[str, Any]] = {
-        "the weights have not changed: who takes the step?": dict(start.named_parameters()),
-        "the learning rate falls within an epoch.\nLook at where the "
-        "scheduler is told to go on.": _train(start, batches, by_batch),
-        "the learning rate falls one epoch early.\nWhat comes first in an epoch, training or the "
-        "scheduler?": _train(start, batches, [*right[1:], right[-1]]),
-        "every step also uses the gradients of all steps before.\nbackward() adds to what is "
-        "there: who clears it, and when?": _train(start, batches, right, keep=True),
-        "a softmax comes before the cross-entropy.\nF.cross_entropy does its own.": _train(
-            start, batches, right, softmax=True
-        ),
-        "the network trains in evaluation mode.\nLook at who switches the mode.": _train(
-            start, batches, right, training=False
-        ),
-    }
-    for message, weights in mistakes.items():
-        require(not same(weights), f"{name}: {message}")
-    raise AssertionError(
-        f"{name}: the weights are not those of the recipe.\nMend only what is broken: the "
-        "optimiser, the loss and the order of backward() and step() were right."
+    require_values(
+        _weights(network),
+        _train(start, batches, right),
+        name,
+        {
+            "the weights have not changed: who takes the step?": _weights(start),
+            "the learning rate falls within an epoch.\nLook at where the "
+            "scheduler is told to go on.": _train(start, batches, by_batch),
+            "the learning rate falls one epoch early.\nWhat comes first in an epoch, training or "
+            "the scheduler?": _train(start, batches, [*right[1:], right[-1]]),
+            "every step also uses the gradients of all steps before.\nbackward() adds to what is "
+            "there: who clears it, and when?": _train(start, batches, right, accumulate=True),
+            "a softmax comes before the cross-entropy.\nF.cross_entropy does its own.": _train(
+                start, batches, right, softmax=True
+            ),
+            "the network trains in evaluation mode.\nLook at who switches the mode.": _train(
+                start, batches, right, training=False
+            ),
+        },
+        "the weights are not those of the recipe.\nMend only what is broken: the "
+        "optimiser, the loss and the order of backward() and step() were right.",
     )
+    return f"{name} trains by the paper's recipe"

@@ -99,7 +99,7 @@ def transition_shape(answer: Any) -> str:
     name = type(module).__name__
     for h, w in ((4, 6), (5, 7)):
         x = random_maps(2, _MAPS, h, w)
-        before, what = x.clone(), f"{name}({_MAPS}, {_THETA}) for maps of {h}×{w}"
+        original, what = x.clone(), f"{name}({_MAPS}, {_THETA}) for maps of {h}×{w}"
         require_shape(
             call_answer(what, module, x),
             (2, _LEFT, h // 2, w // 2),
@@ -124,7 +124,7 @@ def transition_shape(answer: Any) -> str:
             },
         )
         hint = "Look for inplace=True and methods that end in an underscore."
-        require_unchanged(x, before, name, hint)
+        require_unchanged(x, original, name, hint)
     return f"{name} leaves fewer and smaller maps"
 
 
@@ -278,7 +278,7 @@ def pooled_kernel(answer: Any) -> str:
     """One 2×2 convolution with stride 2 does what mixing and averaging do in turn."""
     name = require_own(answer, FunctionType)
     weight, what = random_maps(3, 5, 1, 1), f"{name}(weight)"
-    before, hint = weight.clone(), "weight has shape (maps made, maps read, 1, 1)."
+    original, hint = weight.clone(), "weight has shape (maps made, maps read, 1, 1)."
     kernel = call_answer(what, answer, weight, hint=hint)
     require_shape(
         kernel,
@@ -292,7 +292,7 @@ def pooled_kernel(answer: Any) -> str:
         },
     )
     hint = "Look for /= and methods that end in an underscore."
-    require_unchanged(weight, before, name, hint, "the weight that it was given")
+    require_unchanged(weight, original, name, hint, "the weight that it was given")
     spread = weight.expand(3, 5, 2, 2)
     require_values(
         kernel,
