@@ -30,6 +30,8 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 import set_address
 
+pytestmark = pytest.mark.slow  # much of it is environments and installations
+
 NOTEBOOKS = [
     path.relative_to(ROOT)
     for pattern in ("chapters/*.ipynb", "solutions/*/*.ipynb", "exercises/*/*.ipynb")

@@ -530,6 +530,7 @@ def test_training_gives_what_the_modules_give(way, change):
 @pytest.mark.slow
 @ways
 @changes
+@pytest.mark.slow
 def test_evaluation_gives_what_the_modules_give(way, change):
     assert_equal(evaluated(way, change), of_the_modules(evaluated, change))
 

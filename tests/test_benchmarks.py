@@ -22,6 +22,7 @@ def run(module: ModuleType, monkeypatch, *arguments: str) -> None:
     module.main()
 
 
+@pytest.mark.slow
 def test_memory(monkeypatch, tmp_path, capsys):
     memory = load("memory")
     cases = {"small": (4, (3, 2), 8, 32, (2, 2)), "large": (4, (3, 2), 8, 64, (2, 2))}
@@ -54,6 +55,7 @@ def test_memory_refuses(arguments, says, monkeypatch, capsys):
     assert says in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_inference(monkeypatch, tmp_path, capsys):
     arguments = ("--batches", "1", "2", "--size", "32", "--rounds", "1", "--device", "cpu")
     run(load("inference"), monkeypatch, *arguments, "--out", str(tmp_path))

@@ -68,7 +68,7 @@ def lab(tmp_path_factory):
     deadline = time.monotonic() + PATIENCE / 1000
     while True:
         try:
-            urllib.request.urlopen(f"{address}/api/status?token={TOKEN}", timeout=30)
+            ask(address, "status")
             break
         except OSError:
             alive = server.poll() is None and time.monotonic() < deadline
@@ -79,16 +79,28 @@ def lab(tmp_path_factory):
     server.wait(timeout=120)
 
 
-@pytest.fixture
-def page(browser, lab):
+@pytest.fixture(scope="module")
+def page(browser):
+    """One page for all tests: what it has loaded once it need not load again."""
     context = browser.new_context(viewport={"width": 1280, "height": 1000})
     page = context.new_page()
     page.set_default_timeout(PATIENCE)
     yield page
     context.close()
-    for session in sessions(lab[0]):  # a kernel that is left holds a gigabyte
-        url = f"{lab[0]}/api/sessions/{session['id']}?token={TOKEN}"
-        urllib.request.urlopen(urllib.request.Request(url, method="DELETE"), timeout=60).close()
+
+
+@pytest.fixture(scope="module")
+def kernel(lab) -> dict:
+    """One kernel for all widgets, whose names are cleared between them: it imports PyTorch once."""
+    return ask(lab[0], "kernels", {})
+
+
+def ask(address: str, what: str, send: dict | None = None):
+    """Ask JupyterLab's server, or tell it something; return its answer."""
+    url = f"{address}/api/{what}?token={TOKEN}"
+    data = None if send is None else json.dumps(send).encode()
+    with urllib.request.urlopen(urllib.request.Request(url, data), timeout=60) as answer:
+        return json.load(answer)
 
 
 def open_notebook(page: Page, address: str, path: str) -> None:
@@ -96,14 +108,9 @@ def open_notebook(page: Page, address: str, path: str) -> None:
     page.wait_for_selector(IDLE, timeout=PATIENCE)
 
 
-def sessions(address: str) -> list[dict]:
-    with urllib.request.urlopen(f"{address}/api/sessions?token={TOKEN}", timeout=60) as answer:
-        return json.load(answer)
-
-
 def seconds_at_rest(address: str, path: str) -> float:
     """For how long the kernel of a notebook has had nothing to do; 0 while it works."""
-    [kernel] = [one["kernel"] for one in sessions(address) if one["path"] == path]
+    [kernel] = [one["kernel"] for one in ask(address, "sessions") if one["path"] == path]
     if kernel["execution_state"] != "idle":
         return 0
     last = datetime.fromisoformat(kernel["last_activity"])
@@ -134,11 +141,12 @@ def test_the_start_command_opens_the_first_chapter(lab, page):
 
 
 SHORT_TRAINING = """\
+%reset -f
 import dataclasses
 from torch.utils.data import Subset
 from densenet_from_scratch import train as module
 
-full = module.train
+full = module.__dict__.setdefault("full", module.train)
 
 def train(model, train_set, eval_set, recipe=None, **options):
     recipe = dataclasses.replace(recipe or module.Recipe(), epochs=1)
@@ -201,10 +209,11 @@ def cut_to_widget(path: Path) -> nbformat.NotebookNode:
 
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
-def test_the_widget_moves_with_the_keyboard(lab, page, path):
+def test_the_widget_moves_with_the_keyboard(lab, page, kernel, path):
     address, course = lab
     name = f"chapters/widget_{path.name}"
     nbformat.write(cut_to_widget(path), course / name)
+    ask(address, "sessions", {"path": name, "name": name, "type": "notebook", "kernel": kernel})
     open_notebook(page, address, name)
     run_all(page)
     panel = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)")

@@ -22,14 +22,13 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from helpers import ROOT, nbgrader
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from nbgrader.api import Gradebook
 
 from safe_grading import sandbox
 from safe_grading.kernel import Kernel
-
-ROOT = Path(__file__).parent.parent
 
 SMALL, REAL = "00-small", "01-plain"
 SECRET = "a-hidden-case"  # in a hidden test of the small assignment
@@ -747,11 +746,6 @@ def run(course: Path, *command: str, **options) -> subprocess.CompletedProcess:
         env=environment,
         **options,
     )
-
-
-def nbgrader(course: Path, *arguments: str) -> None:
-    done = run(course, "-m", "nbgrader", *arguments)
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def grade(course: Path, *arguments: str) -> tuple[int, dict[str, list[str]]]:

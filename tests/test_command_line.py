@@ -161,6 +161,7 @@ def test_what_cannot_be_done_ends_in_one_line(options, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_it_runs_as_a_module():
     command = [sys.executable, "-W", "error", "-m", "densenet_from_scratch.train", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

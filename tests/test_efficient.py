@@ -333,6 +333,7 @@ def test_one_value_per_channel_is_refused_in_training(way):
 
 
 @ways
+@pytest.mark.slow
 def test_a_compiled_network_gives_the_same(way):
     """Efficient blocks break the graph, cleanly; backend "eager" needs no compiler."""
     plain, other = (small_network(efficient, **CIFAR).double() for efficient in (False, way))
@@ -342,6 +343,7 @@ def test_a_compiled_network_gives_the_same(way):
     assert_equal({n.removeprefix("_orig_mod."): v for n, v in actual.items()}, expected)
 
 
+@pytest.mark.slow
 def test_the_plain_network_compiles_to_one_graph():
     plain = small_network(False).double()
     compiled = torch.compile(plain, backend="eager", fullgraph=True)
@@ -475,6 +477,7 @@ def test_what_a_shared_block_stores():
 
 
 @ways
+@pytest.mark.slow
 def test_storage_grows_with_the_depth_not_with_its_square(way):
     depths = (24, 48, 96)
 

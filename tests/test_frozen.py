@@ -235,6 +235,7 @@ def test_derivatives_of_torch_func_are_right(kind):
     torch.testing.assert_close((gradient * direction).sum(), found.sum())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("kind", [lambda n: n, DenseNet.frozen], ids=["modules", "frozen"])

@@ -172,6 +172,7 @@ def assert_same(ours: nn.Module, theirs: nn.Module, images: Tensor) -> None:
 
 
 @pytest.mark.parametrize("name", ["densenet121", "densenet169"])
+@pytest.mark.slow
 def test_torchvisions_weights_give_torchvisions_results(name):
     theirs = getattr(torchvision.models, name)(num_classes=10)
     ours = {"densenet121": densenet121, "densenet169": densenet169}[name](10)
@@ -264,6 +265,7 @@ def test_any_configuration_gives_logits_and_gradients(configuration, extra):
 
 
 @given(configuration=configurations)
+@pytest.mark.slow
 def test_weights_load_whichever_way_the_blocks_run(configuration):
     """Each way beside plain modules, with gradients, where blocks run in ways of their own."""
     network = DenseNet(**configuration | {"efficient": False}).double().eval()

@@ -63,6 +63,7 @@ def from_timm(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, make, options",
     [

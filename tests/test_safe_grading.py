@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from helpers import ROOT
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from nbgrader.api import Gradebook
 from nbgrader.preprocessors import OverwriteCells
@@ -17,7 +18,6 @@ from safe_grading import reading
 from safe_grading.kernel import Result
 from safe_grading.restore import Match, RestoreCells
 
-ROOT = Path(__file__).parent.parent
 HIDDEN = "\n### BEGIN HIDDEN TESTS\nassert double(0) == 0\n### END HIDDEN TESTS"
 
 
