@@ -5,7 +5,9 @@ That each wrong answer gets its own message is tested in test_exercises.py.
 
 import inspect
 import warnings
+from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -85,8 +87,22 @@ def test_equality_is_judged_by_type_and_values():
 def test_numbers_are_judged_by_type_and_value():
     assert checks.same_number(1, 1)
     assert AgreeableInt(3) == 1
-    for wrong in (2, 1.0, True, "1", None, torch.tensor(1), AgreeableInt(3), AlwaysEqual()):
+    for wrong in (2, 1.0, True, "1", None, torch.tensor(1.0), AgreeableInt(3), AlwaysEqual()):
         assert checks.same_number(wrong, 1) is False
+    for right in (torch.tensor(1), np.int64(1), np.array(1), AgreeableInt(1)):
+        assert checks.same_number(right, 1) is True
+
+
+def test_lists_and_numbers_of_other_libraries_are_read_as_pythons():
+    class Pair(NamedTuple):
+        first: int
+        second: float
+
+    for right in ((1, 2.5), [1, 2.5], Pair(1, 2.5), (np.int32(1), torch.tensor(2.5))):
+        assert checks.same_result(right, (1, 2.5)) is True
+    assert checks.same_result(torch.tensor([1, 2]), [1, 2]) is True
+    for wrong in ((1,), (1, 2.5, 3), [(1, 2.5)], Pair(1, 2.6), {1: 2.5}, (True, 2.5), "12"):
+        assert checks.same_result(wrong, (1, 2.5)) is False
 
 
 @pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)

@@ -27,7 +27,7 @@ def mistakes_of(name: str, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, C
     def variants(wrong) -> list:
         return wrong if isinstance(wrong, list) else [wrong]
 
-    def numbers(function, right, cases, mistakes, *others):
+    def numbers(function, right, cases, mistakes, *others, **options):
         for message, wrong in mistakes.items():
             for variant in variants(wrong):
                 # A function of this file: one of the package's would be refused for that.
@@ -35,10 +35,10 @@ def mistakes_of(name: str, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, C
                     def answer(*given):
                         return variant(*given)
 
-                    core.require_numbers(answer, right, cases, mistakes, *others)
+                    core.require_numbers(answer, right, cases, mistakes, *others, **options)
 
                 found.append((message, hand_in))
-        return core.require_numbers(function, right, cases, mistakes, *others)
+        return core.require_numbers(function, right, cases, mistakes, *others, **options)
 
     def values(value, right, what, mistakes, otherwise):
         for message, wrong in mistakes.items():

@@ -14,13 +14,16 @@ from collections.abc import Callable, Iterable
 from importlib import import_module
 from typing import Any
 
-from densenet_from_scratch.course.checks.core import (
+from densenet_from_scratch.course.checks.compare import (
+    as_python as as_python,
+)
+from densenet_from_scratch.course.checks.compare import (
     same_number as same_number,
 )
-from densenet_from_scratch.course.checks.core import (
+from densenet_from_scratch.course.checks.compare import (
     same_result as same_result,
 )
-from densenet_from_scratch.course.checks.core import (
+from densenet_from_scratch.course.checks.compare import (
     same_values as same_values,
 )
 

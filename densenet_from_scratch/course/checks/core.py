@@ -5,19 +5,32 @@ plausible mistakes are a dictionary, ``{message: what this mistake gives}``, or 
 that it gives in its variants.
 """
 
+import copy
 import functools
-import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import starmap
+from random import Random
 from types import FunctionType
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from densenet_from_scratch.course.checks.compare import as_python, same_result, same_values, shown
+from densenet_from_scratch.course.checks.conditions import (
+    Broken,
+    allow,
+    one_question,
+    run_answer,
+)
+
 Part = TypeVar("Part")
 
+_allclose = torch.allclose  # see compare.py
+
+_SEED = 160806993  # one that no answer chooses, so that seeding again would show
+_DRAWS = 40  # cases drawn at random for a question about numbers
 _NOT_WRITTEN = "your code is still missing: look for `raise NotImplementedError` in the cell above."
 
 
@@ -30,9 +43,14 @@ def as_check(test: Callable[[Any], str]) -> Callable[[Any], None]:
         failure: Exception
         # Neither the answer's warnings (nbgrader takes stderr for an error) nor the settings that
         # a notebook has changed may decide, and the notebook's random numbers stay as they were.
-        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.enable_grad():
+        with (
+            warnings.catch_warnings(),
+            torch.random.fork_rng(devices=[]),
+            torch.enable_grad(),
+            one_question(),
+        ):
             warnings.simplefilter("ignore")
-            torch.manual_seed(0)
+            torch.manual_seed(_SEED)
             try:
                 print(f"✓ {test(answer)}")
                 return
@@ -40,6 +58,12 @@ def as_check(test: Callable[[Any], str]) -> Callable[[Any], None]:
                 failure, cause = AssertionError(str(error)), error.__cause__
             except NotImplementedError:
                 failure, cause = NotImplementedError(_NOT_WRITTEN), None
+            except Exception as error:  # never one that only we could understand
+                failure = AssertionError(
+                    f"what the answer gives cannot be compared ({type(error).__name__}: {error})."
+                    "\nCompare its type and shape with what the question asks for."
+                )
+                cause = error
         raise failure from cause  # anew, so that the reader need not scroll past our own code
 
     return check
@@ -51,52 +75,31 @@ def require(condition: bool, message: str) -> None:
         raise AssertionError(message)
 
 
-def same_values(actual: Any, expected: Tensor) -> bool:
-    """Return whether ``actual`` is a plain tensor with the shape, dtype and values of ``expected``.
-
-    For hidden tests too: ``==``, ``.all()`` and ``torch.allclose`` on an object that a submission
-    made can be overridden by it, since they ask the object; a type cannot.
-    """
-    return (
-        type(actual) in (Tensor, nn.Parameter)
-        and actual.shape == expected.shape
-        and actual.dtype == expected.dtype
-        and torch.allclose(actual, expected, rtol=1e-5, atol=1e-7)
-    )
-
-
-def same_number(actual: Any, expected: int) -> bool:
-    """Return whether ``actual`` is an ``int``, and the right one; for hidden tests too."""
-    return type(actual) is int and actual == expected
-
-
-def same_result(actual: Any, expected: Any) -> bool:
-    """Return whether ``actual`` is the number, word, list or tuple expected; for hidden tests too.
-
-    Python's own types only. Floats may differ by rounding, and lists may stand for tuples.
-    """
-    if isinstance(expected, list | tuple):
-        return (
-            type(actual) in (list, tuple)
-            and len(actual) == len(expected)
-            and all(same_result(a, e) for a, e in zip(actual, expected, strict=True))
-        )
-    if type(expected) is float:
-        return type(actual) in (int, float) and math.isclose(
-            actual, expected, rel_tol=1e-6, abs_tol=1e-9
-        )
-    return type(actual) is type(expected) and bool(actual == expected)
-
-
 def _from_package(thing: Any) -> bool:
     return str(getattr(thing, "__module__", "")).split(".")[0] == __name__.split(".")[0]
 
 
+def _unwrapped(function: Any) -> list[Any]:
+    """Return a function and what it wraps: through partial, lru_cache and other decorators."""
+    layers = [function]
+    while len(layers) < 10:
+        inner = layers[-1].func if type(layers[-1]) is functools.partial else None
+        inner = inner or getattr(layers[-1], "__wrapped__", None)
+        if inner is None:
+            break
+        layers.append(inner)
+    return layers
+
+
 def require_own(answer: Any, kind: type, may_use: Sequence[type] = ()) -> str:
     """Require a class or function that the reader wrote; return its name."""
+    allow(*may_use)
     if kind is FunctionType:
-        require(type(answer) is FunctionType, f"expected a function, got {type(answer).__name__}.")
-        family: Iterable[Any] = (answer,)
+        family: Iterable[Any] = _unwrapped(answer)
+        require(
+            type(_unwrapped(answer)[-1]) is FunctionType,
+            f"expected a function, got {type(answer).__name__}.",
+        )
     else:
         require(
             isinstance(answer, type) and issubclass(answer, nn.Module),
@@ -106,25 +109,40 @@ def require_own(answer: Any, kind: type, may_use: Sequence[type] = ()) -> str:
     for thing in family:
         require(
             not _from_package(thing) or thing in may_use,
-            f"{answer.__name__} uses {thing.__name__} of the package densenet_from_scratch, and "
+            f"{name_of(answer)} uses {name_of(thing)} of the package densenet_from_scratch, and "
             "this exercise is about writing it yourself.\nLook for an import of it, above or in "
             "your cell: remove it and run the cell with your own code again.",
         )
-    return answer.__name__
+    return name_of(answer)
 
 
-def call_answer(what: str, function: Callable[..., Any], *arguments: Any, hint: str = "") -> Any:
-    """Call the answer; say what was tried if it fails. A stub's error stays as it is.
+def name_of(answer: Any) -> str:
+    """Return the name of a class or function, also of one that is wrapped."""
+    return str(getattr(_unwrapped(answer)[-1], "__name__", type(answer).__name__))
 
-    Checks run what the reader wrote through this function, so that what should hold for every
-    answer has one place.
+
+def call_answer(
+    what: str,
+    function: Callable[..., Any],
+    *arguments: Any,
+    hint: str = "",
+    may_change: frozenset[str] = frozenset(),
+) -> Any:
+    """Call the answer; say what was tried if it fails or breaks a condition of every answer.
+
+    A stub's error stays as it is. What may change besides the result, such as the weights of a
+    network that is trained, are names from :mod:`conditions`.
     """
     try:
-        return function(*arguments)
+        return run_answer(function, arguments, may_change)
+    except Broken as broken:
+        raise AssertionError(f"{what} {broken}") from None
     except Exception as error:
         if type(error) is NotImplementedError and not error.args:
             raise
-        text = f"{what} stopped with {type(error).__name__}: {error}"
+        said = str(error)
+        said = said if len(said) <= 240 else f"{said[:240]}…"
+        text = f"{what} stopped with {type(error).__name__}: {said}"
         raise AssertionError(f"{text}\n{hint}" if hint else text) from error
 
 
@@ -260,20 +278,11 @@ def require_parts(
     return list(cast(list[Part], parts))
 
 
-def require_unchanged(
-    given: Tensor,
-    original: Tensor,
-    name: str,
-    hint: str = "Look for += and inplace=True.",
-    what: str = "the tensor that it was given",
-) -> None:
-    """Require that ``given`` is still what it was before the call."""
-    require(same_values(given, original), f"{name} changes {what}.\n{hint}")
-
-
 def _has_form(value: Any, like: Any) -> bool:
     if isinstance(like, list | tuple):
-        return type(value) in (list, tuple) and all(_has_form(v, like[0]) for v in value)
+        if type(value) not in (list, tuple) or (type(like) is tuple and len(value) != len(like)):
+            return False
+        return all(_has_form(part, like[0]) for part in value)
     return type(value) in (int, float) if type(like) is float else type(value) is type(like)
 
 
@@ -284,31 +293,51 @@ def require_numbers(
     mistakes: Mapping[str, Callable[..., Any] | list[Callable[..., Any]]],
     otherwise: str,
     form: str = "",
+    draw: Callable[[Random], tuple[Any, ...]] | None = None,
 ) -> str:
     """Require the right result for every case; if all are those of a known mistake, say which.
 
     Results are ints, floats, words, and lists or tuples of them. ``form`` says in words what a
-    result is, such as "a pair of integers"; without it, each is a count.
+    result is, such as "a pair of integers"; without it, each is a count. ``draw`` gives a case at
+    random from all that the question allows: what is right for the cases must be right there, too.
     """
     name = require_own(function, FunctionType)
-    texts = [f"{name}({', '.join(map(repr, case))})" for case in cases]
     results = [right(*case) for case in cases]
-    hint = "Look at the line that the traceback above points to."
     values = [
-        call_answer(text, function, *case, hint=hint)
-        for text, case in zip(texts, cases, strict=True)
+        _result_for(function, name, case, result, form)
+        for case, result in zip(cases, results, strict=True)
     ]
-    asked = f"The question asks for {form}." if form else "A count is a Python int: // not /."
-    for text, value, like in zip(texts, values, results, strict=True):
-        hint = "Is a `return` missing?" if value is None else asked
-        require(_has_form(value, like), f"{text} gives a {type(value).__name__}.\n{hint}")
-    if all(map(same_result, values, results)):
-        return name
-    for message, wrong in _variants(mistakes):
+    for message, wrong in [] if all(map(same_result, values, results)) else _variants(mistakes):
         require(not all(map(same_result, values, starmap(wrong, cases))), f"{name}: {message}")
-    for text, value, result in zip(texts, values, results, strict=True):
-        require(same_result(value, result), f"{text} gives {value}, which is wrong.\n{otherwise}")
+    for case, value, result in zip(cases, values, results, strict=True):
+        gives = f"{_call_text(name, case)} gives {shown(value)}, which is wrong."
+        require(same_result(value, result), f"{gives}\n{otherwise}")
+    chance = Random(_SEED)
+    for case in [draw(chance) for _ in range(_DRAWS)] if draw else []:
+        result = right(*case)
+        value = _result_for(function, name, case, result, form)
+        gives = f"{_call_text(name, case)} gives {shown(value)}, which is wrong"
+        require(
+            same_result(value, result),
+            f"{gives}, though other cases go well.\nWhat is special here? Look for what is "
+            "rounded, cut off, or taken for granted.",
+        )
     return name
+
+
+def _call_text(name: str, case: tuple[Any, ...]) -> str:
+    return f"{name}({', '.join(map(shown, case))})"
+
+
+def _result_for(function: Any, name: str, case: tuple[Any, ...], like: Any, form: str) -> Any:
+    """Call the answer for a case; require a result of the form that the right one has."""
+    text = _call_text(name, case)
+    hint = "Look at the line that the traceback above points to."
+    value = as_python(call_answer(text, function, *case, hint=hint))
+    asked = f"The question asks for {form}." if form else "A count is a Python int: // not /."
+    hint = "Is a `return` missing?" if value is None else asked
+    require(_has_form(value, like), f"{text} gives a {type(value).__name__}.\n{hint}")
+    return value
 
 
 def require_gradients(
@@ -342,3 +371,44 @@ def require_gradients(
             f"{what}: the gradient of {name} is wrong.\nIf the values are right, part of the path "
             "is cut: look for detach(), .data and torch.no_grad().",
         )
+
+
+def require_everywhere(
+    module: nn.Module,
+    right: Callable[[Tensor], Tensor],
+    channels: int,
+    sizes: Sequence[tuple[int, int, int]] = ((1, 5, 7), (3, 4, 6)),
+) -> None:
+    """Require what is right for one image and odd sizes, in both modes and dtypes, again and again.
+
+    Called when a module has given the right values once: the battery that every module goes
+    through. ``sizes`` are images, height and width.
+    """
+    name = type(module).__name__
+    for training in (True, False):
+        mode = f"{name} in {'training' if training else 'evaluation'} mode"
+        module.train(training)
+        for images, height, width in sizes:
+            x = random_maps(images, channels, height, width)
+            expected = right(x).detach()
+            what = f"{mode}, for maps of shape {tuple(x.shape)},"
+            y = require_tensor(call_answer(what, module, x), what)
+            require(
+                same_values(y, expected),
+                f"{what} gives something else than what is right, though other maps go well.\nWhat "
+                "is special here: the mode, a single image, an odd height or width?",
+            )
+        require_gradients(module, random_maps(2, channels, *sizes[-1][1:]), right, mode)
+    first, second = (call_answer(name, module, x) for _ in range(2))
+    require(
+        same_values(second, first),
+        f"{name} gives something else the second time.\nLook for a list or a tensor that outlives "
+        "the pass: an attribute of self, or a default argument.",
+    )
+    single = copy.deepcopy(module).float()
+    y = call_answer(f"{name} in torch.float32", single, x.float())
+    require(
+        y.dtype == torch.float32 and _allclose(y.double(), expected, rtol=1e-2, atol=1e-2),
+        f"{name} in torch.float32 gives {y.dtype}, or other values.\nLook for a tensor that "
+        "forward makes or casts itself instead of computing it from x.",
+    )

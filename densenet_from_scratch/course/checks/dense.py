@@ -13,10 +13,10 @@ from densenet_from_scratch.course.checks.core import (
     call_answer,
     random_maps,
     require,
+    require_everywhere,
     require_gradients,
     require_numbers,
     require_shape,
-    require_unchanged,
     require_values,
 )
 from densenet_from_scratch.course.checks.layers import (
@@ -153,9 +153,7 @@ def dense_block_values(answer: Any) -> str:
         "the newest maps come first.\nEvery weight belongs to one map by its place, so the order "
         "matters: look at what stands first in torch.cat."
     )
-    original = x.clone()
     y = call_answer(name, block, x, hint=_CONCATENATION)
-    require_unchanged(x, original, name, "Look for += and inplace=True.")
     require_values(
         y,
         torch.cat(maps, dim=1),
@@ -168,6 +166,7 @@ def dense_block_values(answer: Any) -> str:
         "the values are wrong.\nLook at what each layer reads: the input and the maps of all "
         "layers before, in the order in which they were made.",
     )
+    require_everywhere(block, lambda x: torch.cat(dense_outputs(layers, x), dim=1), _BLOCK[1])
     return f"{name} computes x_l = H_l([x_0, ..., x_(l-1)]) and keeps the order"
 
 
@@ -199,6 +198,7 @@ def input_channels(answer: Any) -> str:
             "layer before?": lambda layer, k0, k: k + k0 * (layer - 1),
         },
         "Write down what layers 1, 2 and 3 read, then look for the pattern.",
+        draw=lambda r: (r.randint(1, 80), r.randint(1, 100), r.randint(1, 48)),
     )
     return f"{name} follows the widths of a block"
 
@@ -223,6 +223,7 @@ def connections(answer: Any) -> str:
             "layers read.": lambda count: (count + 1) * (count + 2) // 2,
         },
         "Draw blocks of 1, 2 and 3 layers with their input x_0 and count the arrows.",
+        draw=lambda r: (r.randint(1, 400),),
     )
     return f"{name} counts every arrow of a block once"
 
@@ -262,5 +263,6 @@ def block_parameters(answer: Any) -> str:
         },
         "Count one layer first: its normalisation, then its convolution, both from the maps that "
         "it reads. Then sum over the layers.",
+        draw=lambda r: (r.randint(1, 60), r.randint(1, 100), r.randint(1, 48)),
     )
     return f"{name} counts what a real block has"

@@ -18,6 +18,7 @@ from densenet_from_scratch.course.checks.core import (
     call_answer,
     random_maps,
     require,
+    require_everywhere,
     require_numbers,
     require_own,
     require_part,
@@ -25,6 +26,7 @@ from densenet_from_scratch.course.checks.core import (
     require_shape,
     require_values,
 )
+from densenet_from_scratch.course.checks.transition import THETAS, draw_blocks
 from densenet_from_scratch.dense import BottleneckLayer, DenseBlock, DenseLayer
 from densenet_from_scratch.measure import count_parameters
 from densenet_from_scratch.transition import Transition
@@ -205,6 +207,12 @@ def densenet_values(answer: Any) -> str:
         mistakes,
         "the logits are wrong.\nGo through stem, body and head in order, and compare with forward.",
     )
+
+    def right_everywhere(x: Tensor) -> Tensor:
+        active = normalise_by_hand(norm, body(convolve_by_hand(stem, x))).clamp(min=0)
+        return logits(active.mean(pixels))
+
+    require_everywhere(network, right_everywhere, _IMAGES, ((1, 9, 12), (3, 8, 8)))
     return f"{name} computes the logits of a DenseNet"
 
 
@@ -240,6 +248,7 @@ def depth(answer: Any) -> str:
             "Look at the second argument.": lambda b, two: right(b, True),
         },
         "Write down the path from image to logits, part by part, and tick every convolution.",
+        draw=lambda r: (draw_blocks(r), r.random() < 0.5),
     )
     return f"{name} counts as the paper does"
 
@@ -267,6 +276,7 @@ def layers_per_block(answer: Any) -> str:
             "question asks for one.": lambda depth, two: max(0, (depth - 4) // (2 if two else 1)),
         },
         "Turn the formula of question 2, part 1, for three equal blocks round.",
+        draw=lambda r: (r.randint(4, 300), r.random() < 0.5),
     )
     return f"{name} finds the blocks that a name stands for"
 
@@ -347,6 +357,10 @@ def densenet_parameters(answer: Any) -> str:
             "channels.\nLook at in_channels.": lambda *a: right(a[0], a[1], a[2], a[3], 3, a[5]),
         },
         "Count part by part, and compare with a network of a single layer that you count by hand.",
+        draw=lambda r: (
+            *(r.randint(1, 48), draw_blocks(r), r.choice(THETAS)),
+            *(r.randint(1, 64), r.randint(1, 4), r.randint(1, 200)),
+        ),
     )
     return f"{name} counts what a real DenseNet-BC has"
 

@@ -1,6 +1,7 @@
 """Checks of the exercises of chapter 1."""
 
 from collections.abc import Sequence
+from random import Random
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from densenet_from_scratch.course.checks.core import (
     call_answer,
     random_maps,
     require,
+    require_everywhere,
     require_numbers,
     require_values,
 )
@@ -102,6 +104,7 @@ def plain_parameters(answer: Any) -> str:
         },
         "Count part by part: the stem, one layer, the last normalisation, the classifier. Which "
         "of them have a bias?",
+        draw=lambda r: (r.randint(1, 60), r.randint(1, 64), r.randint(1, 4), r.randint(2, 200)),
     )
     return f"{name} counts what a real network has"
 
@@ -120,6 +123,11 @@ def _jumps(strides: Sequence[int], own: bool) -> list[int]:
         jumps.append(jump * stride if own else jump)
         jump *= stride
     return jumps
+
+
+def _draw_stack(chance: Random) -> tuple[list[int], list[int]]:
+    layers = chance.randint(0, 7)
+    return chance.choices(range(1, 8), k=layers), chance.choices(range(1, 4), k=layers)
 
 
 @as_check
@@ -160,6 +168,7 @@ def receptive_field(answer: Any) -> str:
         },
         "Draw it for this case: mark one pixel of the last map, then the pixels it reads, layer "
         "by layer back to the image.",
+        draw=_draw_stack,
     )
     return f"{name} finds how many pixels wide the view is, strides included"
 
@@ -189,11 +198,10 @@ def plain_stack_values(answer: Any) -> str:
     layers = layer_list(stack, STACK[0])
     x = random_maps(2, STACK[1], 4, 5)
 
-    def through(order: Sequence[nn.Module]) -> Tensor:
-        y = x
+    def through(order: Sequence[nn.Module], x: Tensor = x) -> Tensor:
         for layer in order:
-            y = PLAIN.expected(layer, y)
-        return y
+            x = PLAIN.expected(layer, x)
+        return x
 
     what = type(stack).__name__
     require_values(
@@ -211,4 +219,5 @@ def plain_stack_values(answer: Any) -> str:
         },
         "the values are wrong.\nLook at what each layer reads: x_l = H_l(x_{l-1}).",
     )
+    require_everywhere(stack, lambda x: through(layers, x), STACK[1])
     return f"{what} runs each layer once, in order"

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Mapping, Sequence
+from random import Random
 from statistics import mean, pstdev, stdev
 from types import FunctionType
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from densenet_from_scratch.course.checks.compare import as_python, same_result, same_values
+from densenet_from_scratch.course.checks.conditions import TRAINING
 from densenet_from_scratch.course.checks.core import (
     as_check,
     call_answer,
@@ -19,8 +22,6 @@ from densenet_from_scratch.course.checks.core import (
     require_numbers,
     require_own,
     require_values,
-    same_result,
-    same_values,
 )
 
 Batches = list[tuple[Tensor, Tensor]]
@@ -28,6 +29,11 @@ Batches = list[tuple[Tensor, Tensor]]
 
 def _rate(epoch: int, epochs: int, peak: float, first: float = 0.5, second: float = 0.75) -> float:
     return peak / 10 ** ((epoch >= first * epochs) + (epoch >= second * epochs))
+
+
+def _draw_epoch(chance: Random) -> tuple[int, int, float]:
+    epochs = chance.randint(1, 60)
+    return chance.randrange(epochs), epochs, chance.choice((0.01, 0.1, 0.5, 3.0))
 
 
 @as_check
@@ -68,6 +74,7 @@ def learning_rate(answer: Any) -> str:
         "Write down the rates of a run of 8 epochs. In which epoch is a half just over, in which "
         "three quarters?",
         "a number",
+        draw=_draw_epoch,
     )
     return f"{name} follows the paper's schedule"
 
@@ -92,6 +99,7 @@ def steps(answer: Any) -> str:
             "is taken after each batch.": lambda images, batch, epochs: images * epochs,
         },
         "Go through one epoch of 130 images in batches of 64: how large is each batch?",
+        draw=lambda r: (r.randint(1, 5000), r.randint(1, 512), r.randint(1, 300)),
     )
     return f"{name} counts every step of a run"
 
@@ -140,7 +148,8 @@ def evaluate_side_effects(answer: Any) -> str:
     originals = {key: value.clone() for key, value in network.state_dict().items()}
     recorded = []
     network.register_forward_hook(lambda *_: recorded.append(torch.is_grad_enabled()))
-    call_answer(f"{name}(network, batches)", answer, network, batches)
+    what = f"{name}(network, batches)"
+    call_answer(what, answer, network, batches, may_change=TRAINING)
     require(len(recorded) > 0, f"{name} never calls the network.\nLook at where logits come from.")
     after = network.state_dict()
     require(
@@ -173,15 +182,15 @@ def evaluate_values(answer: Any) -> str:
     losses = [_losses(*pair) for pair in seen]
     hits = [(logits.argmax(1) == labels).double() for logits, labels in seen]
     loss, accuracy = torch.cat(losses).mean().item(), torch.cat(hits).mean().item()
-    result = call_answer(f"{name}(network, batches)", answer, network.train(), batches)
+    what = f"{name}(network, batches)"
+    result = call_answer(what, answer, network.train(), batches, may_change=TRAINING)
     hint = "Is a `return` missing?" if result is None else "Return two Python numbers: .item()."
     require(
         type(result) in (tuple, list)
         and len(result) == 2
         and all(type(value) in (int, float) for value in result),
-        f"{name}(network, batches) does not give a pair of numbers (loss, accuracy).\n{hint}",
+        f"{what} does not give a pair of numbers (loss, accuracy).\n{hint}",
     )
-    what = f"{name}(network, batches)"
     training = _see(network, batches, training=True)
     wrong_losses = {
         "the loss is that of the network in training mode, where an image's result depends on the "
@@ -245,6 +254,17 @@ _SEEDS = [
 ]
 
 
+def _draw_seeds(chance: Random) -> tuple[list[float], list[float], float]:
+    """Errors of two networks, some of them the same in every seed, or better in each by as much."""
+    first = [round(chance.uniform(2, 30), 2) for _ in range(chance.randint(2, 9))]
+    second = [round(a + chance.choice((-4, 0, 4)) + chance.gauss(0, 2), 2) for a in first]
+    if chance.random() < 0.2:
+        shift = chance.choice((-2, 0, 2))
+        first = [float(round(a)) for a in first]
+        second = [a + shift for a in first]
+    return first, second, round(chance.uniform(1, 5), 3)
+
+
 def _interval(
     first: Sequence[float], second: Sequence[float], factor: float
 ) -> tuple[float, float]:
@@ -306,6 +326,7 @@ def paired_interval(answer: Any) -> str:
         },
         "Write the differences by seed down first. All the rest is done with these numbers alone.",
         "a pair of numbers (centre, half width)",
+        draw=_draw_seeds,
     )
     return f"{name} gives the interval of the paired differences"
 
@@ -348,6 +369,7 @@ def verdict(answer: Any) -> str:
         "Look at where the interval of first minus second lies: wholly below 0, wholly above it, "
         "or around it?",
         'one of the words "first", "second" and "neither"',
+        draw=_draw_seeds,
     )
     return f"{name} names a winner only where the interval does"
 
@@ -392,7 +414,8 @@ def training_rates(answer: Any) -> str:
     """The learning rate falls after half and three quarters of the epochs, not of the batches."""
     name = require_own(answer, FunctionType)
     batches, what = _batches(4, 4, 3), f"{name}(network, batches, {_EPOCHS}, {_PEAK})"
-    rates = call_answer(what, answer, _network(), batches, _EPOCHS, _PEAK)
+    given = _network(), batches, _EPOCHS, _PEAK
+    rates = as_python(call_answer(what, answer, *given, may_change=TRAINING))
     require(
         type(rates) in (list, tuple) and all(type(rate) in (int, float) for rate in rates),
         f"{what} does not give a list of learning rates.\nMend only what is broken: it returns the "
@@ -428,7 +451,8 @@ def training_weights(answer: Any) -> str:
     right = [[_rate(epoch, _EPOCHS, _PEAK)] * 3 for epoch in range(_EPOCHS)]
     by_batch = [[_rate(3 * e + b, _EPOCHS, _PEAK) for b in range(3)] for e in range(_EPOCHS)]
     start = copy.deepcopy(network)
-    call_answer(f"{name}(network, ...)", answer, network, batches, _EPOCHS, _PEAK)
+    given = network, batches, _EPOCHS, _PEAK
+    call_answer(f"{name}(network, ...)", answer, *given, may_change=TRAINING)
     require_values(
         _weights(network),
         _train(start, batches, right),

@@ -3,10 +3,11 @@
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from random import Random
 from types import FunctionType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from densenet_from_scratch.course.checks.by_hand import (
@@ -16,6 +17,7 @@ from densenet_from_scratch.course.checks.by_hand import (
     squares_by_hand,
     transition_by_hand,
 )
+from densenet_from_scratch.course.checks.compare import same_number
 from densenet_from_scratch.course.checks.core import (
     as_check,
     build_answer,
@@ -23,15 +25,14 @@ from densenet_from_scratch.course.checks.core import (
     mistake_of,
     random_maps,
     require,
+    require_everywhere,
     require_gradients,
     require_numbers,
     require_own,
     require_part,
     require_parts,
     require_shape,
-    require_unchanged,
     require_values,
-    same_number,
 )
 from densenet_from_scratch.dense import BottleneckLayer, DenseBlock
 from densenet_from_scratch.measure import count_parameters
@@ -99,7 +100,7 @@ def transition_shape(answer: Any) -> str:
     name = type(module).__name__
     for h, w in ((4, 6), (5, 7)):
         x = random_maps(2, _MAPS, h, w)
-        original, what = x.clone(), f"{name}({_MAPS}, {_THETA}) for maps of {h}×{w}"
+        what = f"{name}({_MAPS}, {_THETA}) for maps of {h}×{w}"
         require_shape(
             call_answer(what, module, x),
             (2, _LEFT, h // 2, w // 2),
@@ -123,8 +124,6 @@ def transition_shape(answer: Any) -> str:
                 ),
             },
         )
-        hint = "Look for inplace=True and methods that end in an underscore."
-        require_unchanged(x, original, name, hint)
     return f"{name} leaves fewer and smaller maps"
 
 
@@ -172,6 +171,7 @@ def transition_values(answer: Any) -> str:
             mistakes,
             "the values are wrong.\nGo through its four steps in order, and compare with forward.",
         )
+    require_everywhere(module, lambda x: transition_by_hand(norm, conv, x), _MAPS)
     return f"{name} is BN-ReLU-conv1×1 and average pooling"
 
 
@@ -196,6 +196,19 @@ def _widths(
         pairs.append((maps, shrunk if last else leave))
         maps = shrunk
     return pairs
+
+
+THETAS = (0.25, 0.375, 0.5, 0.75, 1.0)  # exact as floats, so that ⌊θm⌋ is no matter of rounding
+
+
+def draw_blocks(chance: Random) -> list[int]:
+    """Layers of one to five blocks, at random."""
+    return chance.choices(range(1, 30), k=chance.randint(1, 5))
+
+
+def _draw_transition(chance: Random) -> tuple[int, float, int, int, bool]:
+    height, width = chance.choices(range(2, 40), k=2)
+    return chance.randint(1, 600), chance.choice(THETAS), height, width, chance.random() < 0.5
 
 
 @as_check
@@ -227,6 +240,7 @@ def block_widths(answer: Any) -> str:
         "Draw the network as a chain of blocks and transitions, and write the number of maps on "
         "every arrow.",
         "a list with a pair of integers for each block",
+        draw=lambda r: (draw_blocks(r), r.randint(1, 99), r.randint(1, 48), r.choice(THETAS)),
     )
     return f"{name} keeps the books of a whole network"
 
@@ -269,6 +283,7 @@ def transition_macs(answer: Any) -> str:
             "width?": lambda *a: right(*a[:4], False) // (2 if a[4] else 1),
         },
         "Count the weights of the 1×1 convolution, then the pixels at which it uses them.",
+        draw=_draw_transition,
     )
     return f"{name} counts the work of a transition in either order"
 
@@ -278,7 +293,7 @@ def pooled_kernel(answer: Any) -> str:
     """One 2×2 convolution with stride 2 does what mixing and averaging do in turn."""
     name = require_own(answer, FunctionType)
     weight, what = random_maps(3, 5, 1, 1), f"{name}(weight)"
-    original, hint = weight.clone(), "weight has shape (maps made, maps read, 1, 1)."
+    hint = "weight has shape (maps made, maps read, 1, 1)."
     kernel = call_answer(what, answer, weight, hint=hint)
     require_shape(
         kernel,
@@ -291,8 +306,6 @@ def pooled_kernel(answer: Any) -> str:
             "The kernel covers more than the square of 2×2 pixels.": (3, 5, 4, 4),
         },
     )
-    hint = "Look for /= and methods that end in an underscore."
-    require_unchanged(weight, original, name, hint, "the weight that it was given")
     spread = weight.expand(3, 5, 2, 2)
     require_values(
         kernel,
@@ -373,17 +386,25 @@ def body_values(answer: Any) -> str:
     body, blocks, transitions = _body(answer, _BODY[3])
     name = type(body).__name__
     x = random_maps(2, _BODY[1], 8, 8)
-    y = x
-    for block, transition in zip(blocks, transitions, strict=False):
-        y = transition_by_hand(transition.norm, transition.conv, block(y))
+
+    def before_last(x: Tensor) -> Tensor:
+        for block, transition in zip(blocks, transitions, strict=False):
+            x = transition_by_hand(transition.norm, transition.conv, block(x))
+        return x
+
+    rest = before_last(x)
     require_values(
         call_answer(name, body, x, hint="Look at where `channels` is updated."),
-        blocks[-1](y),
+        blocks[-1](rest),
         name,
         {
-            "the last block does not run.\nzip stops with the shorter list: what is left over?": y,
+            "the last block does not run.\nzip stops with the shorter list: what is left over?": (
+                rest
+            ),
         },
         "the values are wrong.\nLook at the order in forward: block, transition, block, "
         "transition, block.",
     )
+    sizes = ((1, 9, 12), (3, 8, 8))
+    require_everywhere(body, lambda x: blocks[-1](before_last(x)), _BODY[1], sizes)
     return f"{name} runs blocks and transitions in turn"
