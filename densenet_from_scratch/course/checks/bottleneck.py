@@ -8,6 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from densenet_from_scratch.course.checks.battery import (
+    require_everywhere,
+    require_for_all,
+    require_gradients,
+)
 from densenet_from_scratch.course.checks.by_hand import mix_or_convolve_by_hand, normalise_by_hand
 from densenet_from_scratch.course.checks.core import (
     as_check,
@@ -15,8 +20,6 @@ from densenet_from_scratch.course.checks.core import (
     call_answer,
     random_maps,
     require,
-    require_everywhere,
-    require_gradients,
     require_none,
     require_numbers,
     require_own,
@@ -351,6 +354,13 @@ def merged_kernel(answer: Any) -> str:
         "the values are wrong.\nTake one map that is read and one that is made: by how many paths "
         "does the first reach the second, and what is each path multiplied with?",
     )
+    weights = [random_maps(1, 1, 1, 1), random_maps(9, 2, 1, 1), random_maps(2, 6, 1, 1)]
+    kernels = [random_maps(1, 1, 3, 3), random_maps(2, 9, 3, 3), random_maps(7, 2, 3, 3)]
+
+    def merged(first: Tensor, second: Tensor) -> Tensor:
+        return (second[:, :, None] * first[None, :, :]).sum(dim=1)
+
+    require_for_all(answer, merged, list(zip(weights, kernels, strict=True)))
     return f"{name} does in one step what the two convolutions do in turn"
 
 

@@ -5,7 +5,6 @@ plausible mistakes are a dictionary, ``{message: what this mistake gives}``, or 
 that it gives in its variants.
 """
 
-import copy
 import functools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,8 +25,6 @@ from densenet_from_scratch.course.checks.conditions import (
 )
 
 Part = TypeVar("Part")
-
-_allclose = torch.allclose  # see compare.py
 
 _SEED = 160806993  # one that no answer chooses, so that seeding again would show
 _DRAWS = 40  # cases drawn at random for a question about numbers
@@ -338,77 +335,3 @@ def _result_for(function: Any, name: str, case: tuple[Any, ...], like: Any, form
     hint = "Is a `return` missing?" if value is None else asked
     require(_has_form(value, like), f"{text} gives a {type(value).__name__}.\n{hint}")
     return value
-
-
-def require_gradients(
-    module: nn.Module, x: Tensor, expected: Callable[[Tensor], Tensor], what: str
-) -> None:
-    """Require the gradients of the input and of every parameter that autograd gets by hand."""
-    sources = {"the input": x.requires_grad_()} | dict(module.named_parameters())
-    reference = expected(x)
-    weights = torch.randn_like(reference)
-    right = torch.autograd.grad((reference * weights).sum(), list(sources.values()))
-    in_place = "If it speaks of an in-place operation: look for += and inplace=True in forward."
-    y = require_tensor(call_answer(what, module, x, hint=in_place), what)
-    require(
-        y.requires_grad,
-        f"{what}: no gradient can flow back from the output.\nLook for what cuts the graph: "
-        "detach(), .data, torch.no_grad(), numpy, torch.tensor(...).",
-    )
-    gradients = call_answer(
-        f"The backward pass of {what}",
-        lambda: torch.autograd.grad((y * weights).sum(), list(sources.values()), allow_unused=True),
-        hint=in_place,
-    )
-    for name, gradient, value in zip(sources, gradients, right, strict=True):
-        require(
-            gradient is not None,
-            f"{what}: {name} gets no gradient, so training would never use it.\nLook for what "
-            "cuts its path to the output: detach(), .data, torch.no_grad(), or a part unused.",
-        )
-        require(
-            same_values(gradient, value),
-            f"{what}: the gradient of {name} is wrong.\nIf the values are right, part of the path "
-            "is cut: look for detach(), .data and torch.no_grad().",
-        )
-
-
-def require_everywhere(
-    module: nn.Module,
-    right: Callable[[Tensor], Tensor],
-    channels: int,
-    sizes: Sequence[tuple[int, int, int]] = ((1, 5, 7), (3, 4, 6)),
-) -> None:
-    """Require what is right for one image and odd sizes, in both modes and dtypes, again and again.
-
-    Called when a module has given the right values once: the battery that every module goes
-    through. ``sizes`` are images, height and width.
-    """
-    name = type(module).__name__
-    for training in (True, False):
-        mode = f"{name} in {'training' if training else 'evaluation'} mode"
-        module.train(training)
-        for images, height, width in sizes:
-            x = random_maps(images, channels, height, width)
-            expected = right(x).detach()
-            what = f"{mode}, for maps of shape {tuple(x.shape)},"
-            y = require_tensor(call_answer(what, module, x), what)
-            require(
-                same_values(y, expected),
-                f"{what} gives something else than what is right, though other maps go well.\nWhat "
-                "is special here: the mode, a single image, an odd height or width?",
-            )
-        require_gradients(module, random_maps(2, channels, *sizes[-1][1:]), right, mode)
-    first, second = (call_answer(name, module, x) for _ in range(2))
-    require(
-        same_values(second, first),
-        f"{name} gives something else the second time.\nLook for a list or a tensor that outlives "
-        "the pass: an attribute of self, or a default argument.",
-    )
-    single = copy.deepcopy(module).float()
-    y = call_answer(f"{name} in torch.float32", single, x.float())
-    require(
-        y.dtype == torch.float32 and _allclose(y.double(), expected, rtol=1e-2, atol=1e-2),
-        f"{name} in torch.float32 gives {y.dtype}, or other values.\nLook for a tensor that "
-        "forward makes or casts itself instead of computing it from x.",
-    )

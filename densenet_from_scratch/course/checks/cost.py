@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from densenet_from_scratch.course.checks.battery import require_everywhere, require_gradients
 from densenet_from_scratch.course.checks.by_hand import (
     mix_by_hand,
     mix_or_convolve_by_hand,
@@ -25,8 +26,6 @@ from densenet_from_scratch.course.checks.core import (
     mistake_of,
     random_maps,
     require,
-    require_everywhere,
-    require_gradients,
     require_none,
     require_numbers,
     require_own,

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from densenet_from_scratch.course.checks.battery import require_everywhere
 from densenet_from_scratch.course.checks.by_hand import (
     convolve_by_hand,
     normalise_by_hand,
@@ -18,7 +19,6 @@ from densenet_from_scratch.course.checks.core import (
     call_answer,
     random_maps,
     require,
-    require_everywhere,
     require_numbers,
     require_own,
     require_part,

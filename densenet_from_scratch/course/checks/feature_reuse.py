@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from densenet_from_scratch.course.checks.battery import require_for_all
 from densenet_from_scratch.course.checks.by_hand import mix_or_convolve_by_hand
 from densenet_from_scratch.course.checks.compare import same_result
 from densenet_from_scratch.course.checks.conditions import ANYTHING
@@ -122,6 +123,12 @@ def oldest_first(answer: Any) -> str:
             "the columns are not in the order asked for.\nWrite down for each column of a small "
             "weight which source it reads, before and after.",
         )
+    cases = [(random_maps(1, 1), [1]), (random_maps(3, 7, 5, 5), [1, 1, 4, 1])]
+
+    def oldest(weight: Tensor, widths: list[int]) -> Tensor:
+        return torch.cat(weight.split(widths[::-1], dim=1)[::-1], dim=1)
+
+    require_for_all(answer, oldest, cases)
     return f"{name} puts the oldest source first and keeps each source together"
 
 

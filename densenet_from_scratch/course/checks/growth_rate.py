@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from densenet_from_scratch.course.checks.battery import require_for_all
 from densenet_from_scratch.course.checks.core import (
     as_check,
     call_answer,
@@ -121,6 +122,11 @@ def shared_state_values(answer: Any) -> str:
         "the values are wrong.\nTake pencil and paper for k_0 = 5 and k = 2: which maps does layer "
         "2 read, and to which does it write?",
     )
+    cases = [(layers[:1], random_maps(1, _K0, 3, 5)), (layers, random_maps(1, _K0, 1, 7))]
+    with torch.no_grad():
+        require_for_all(
+            answer, lambda layers, x: torch.cat(dense_outputs(layers, x), dim=1), cases, False
+        )
     return f"{name} lets each layer read all maps before it, and overwrites none"
 
 

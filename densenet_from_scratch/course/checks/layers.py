@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from densenet_from_scratch.course.checks.battery import require_everywhere, require_gradients
 from densenet_from_scratch.course.checks.by_hand import (
     branch_by_hand,
     convolve_by_hand,
@@ -17,8 +18,6 @@ from densenet_from_scratch.course.checks.core import (
     call_answer,
     random_maps,
     require,
-    require_everywhere,
-    require_gradients,
     require_part,
     require_parts,
     require_shape,

@@ -14,6 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import CheckpointError
 from torch.utils.flop_counter import FlopCounterMode
 
+from densenet_from_scratch.course.checks.battery import require_everywhere, require_gradients
 from densenet_from_scratch.course.checks.by_hand import (
     branch_by_hand,
     convolve_by_hand,
@@ -28,8 +29,6 @@ from densenet_from_scratch.course.checks.core import (
     mistake_of,
     random_maps,
     require,
-    require_everywhere,
-    require_gradients,
     require_none,
     require_numbers,
     require_own,

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from densenet_from_scratch.course.checks.battery import require_everywhere
 from densenet_from_scratch.course.checks.core import (
     as_check,
     build_answer,
     call_answer,
     random_maps,
     require,
-    require_everywhere,
     require_numbers,
     require_values,
 )

@@ -10,6 +10,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from densenet_from_scratch.course.checks.battery import (
+    require_everywhere,
+    require_for_all,
+    require_gradients,
+)
 from densenet_from_scratch.course.checks.by_hand import (
     mix_by_hand,
     normalise_by_hand,
@@ -25,8 +30,6 @@ from densenet_from_scratch.course.checks.core import (
     mistake_of,
     random_maps,
     require,
-    require_everywhere,
-    require_gradients,
     require_numbers,
     require_own,
     require_part,
@@ -321,6 +324,8 @@ def pooled_kernel(answer: Any) -> str:
         "the values are wrong.\nWrite the mean of four mixed pixels as one sum over maps and "
         "pixels: what stands before each number that is read?",
     )
+    cases = [(random_maps(1, 1, 1, 1),), (random_maps(6, 2, 1, 1),)]
+    require_for_all(answer, lambda weight: weight.tile(2, 2) / 4, cases)
     return f"{name} mixes and averages in one step"
 
 

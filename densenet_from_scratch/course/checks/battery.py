@@ -1,0 +1,168 @@
+"""The battery that every answer which computes tensors goes through.
+
+A question's own check comes first, with a message for each likely mistake. What holds for all
+modules and all functions of tensors stands here once: gradients, both modes and dtypes, a single
+image, odd sizes, and the same result the second time.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from densenet_from_scratch.course.checks.compare import same_values
+from densenet_from_scratch.course.checks.core import (
+    call_answer,
+    name_of,
+    random_maps,
+    require,
+    require_tensor,
+)
+
+_allclose = torch.allclose  # see compare.py
+
+
+def require_gradients(
+    module: nn.Module, x: Tensor, expected: Callable[[Tensor], Tensor], what: str
+) -> None:
+    """Require the gradients of the input and of every parameter that autograd gets by hand."""
+    sources = {"the input": x.requires_grad_()} | dict(module.named_parameters())
+    reference = expected(x)
+    weights = torch.randn_like(reference)
+    right = torch.autograd.grad((reference * weights).sum(), list(sources.values()))
+    in_place = "If it speaks of an in-place operation: look for += and inplace=True in forward."
+    y = require_tensor(call_answer(what, module, x, hint=in_place), what)
+    require(
+        y.requires_grad,
+        f"{what}: no gradient can flow back from the output.\nLook for what cuts the graph: "
+        "detach(), .data, torch.no_grad(), numpy, torch.tensor(...).",
+    )
+    gradients = call_answer(
+        f"The backward pass of {what}",
+        lambda: torch.autograd.grad((y * weights).sum(), list(sources.values()), allow_unused=True),
+        hint=in_place,
+    )
+    for name, gradient, value in zip(sources, gradients, right, strict=True):
+        require(
+            gradient is not None,
+            f"{what}: {name} gets no gradient, so training would never use it.\nLook for what "
+            "cuts its path to the output: detach(), .data, torch.no_grad(), or a part unused.",
+        )
+        require(
+            same_values(gradient, value),
+            f"{what}: the gradient of {name} is wrong.\nIf the values are right, part of the path "
+            "is cut: look for detach(), .data and torch.no_grad().",
+        )
+
+
+def require_everywhere(
+    module: nn.Module,
+    right: Callable[[Tensor], Tensor],
+    channels: int,
+    sizes: Sequence[tuple[int, int, int]] = ((1, 5, 7), (3, 4, 6)),
+) -> None:
+    """Require what is right for one image and odd sizes, in both modes and dtypes, again and again.
+
+    Called when a module has given the right values once: the battery that every module goes
+    through. ``sizes`` are images, height and width.
+    """
+    name = type(module).__name__
+    for training in (True, False):
+        mode = f"{name} in {'training' if training else 'evaluation'} mode"
+        module.train(training)
+        for images, height, width in sizes:
+            x = random_maps(images, channels, height, width)
+            expected = right(x).detach()
+            what = f"{mode}, for maps of shape {tuple(x.shape)},"
+            y = require_tensor(call_answer(what, module, x), what)
+            require(
+                same_values(y, expected),
+                f"{what} gives something else than what is right, though other maps go well.\nWhat "
+                "is special here: the mode, a single image, an odd height or width?",
+            )
+        require_gradients(module, random_maps(2, channels, *sizes[-1][1:]), right, mode)
+    first, second = (call_answer(name, module, x) for _ in range(2))
+    require(
+        same_values(second, first),
+        f"{name} gives something else the second time.\nLook for a list or a tensor that outlives "
+        "the pass: an attribute of self, or a default argument.",
+    )
+    single = copy.deepcopy(module).float()
+    y = call_answer(f"{name} in torch.float32", single, x.float())
+    require(
+        y.dtype == torch.float32 and _allclose(y.double(), expected, rtol=1e-2, atol=1e-2),
+        f"{name} in torch.float32 gives {y.dtype}, or other values.\nLook for a tensor that "
+        "forward makes or casts itself instead of computing it from x.",
+    )
+
+
+def require_for_all(
+    function: Callable[..., Any],
+    right: Callable[..., Tensor | Sequence[Tensor]],
+    cases: Sequence[tuple[Any, ...]],
+    differentiable: bool = True,
+) -> None:
+    """Require what is right for every case, in both dtypes, and the gradients of its tensors.
+
+    Called when a function of tensors has given the right values once: the battery that each of
+    them goes through. NaN stands for itself.
+    """
+    name = name_of(function)
+    for case in cases:
+        shapes = [tuple(part.shape) for part in case if isinstance(part, Tensor)]
+        for dtype in (torch.float64, torch.float32):
+            what = f"{name} for {dtype} of shape {', '.join(map(str, shapes))}"
+            given = [_cast(part, dtype, differentiable) for part in case]
+            expected = _as_tensors(right(*given))
+            result = call_answer(what, function, *given)
+            values = [require_tensor(value, what) for value in _as_tensors(result)]
+            other = next((v.dtype for v in values if v.dtype != dtype), dtype)
+            require(
+                other == dtype,
+                f"{name} turns {dtype} into {other}.\nLook at which dtype a tensor is made with.",
+            )
+            require(
+                len(values) == len(expected)
+                and all(same_values(v, e, dtype) for v, e in zip(values, expected, strict=True)),
+                f"{what} gives something else than what is right, though other cases go well."
+                "\nWhat is special here: a single image or map, the height and width?",
+            )
+            sources = [g for g in given if isinstance(g, Tensor) and g.requires_grad]
+            if differentiable and sources:
+                _require_same_gradients(what, sources, values, expected)
+
+
+def _cast(part: Any, dtype: torch.dtype, differentiable: bool) -> Any:
+    if isinstance(part, list):
+        return [_cast(p, dtype, differentiable) for p in part]
+    if isinstance(part, nn.Module):
+        return copy.deepcopy(part).to(dtype)
+    if not isinstance(part, Tensor):
+        return part
+    return part.detach().clone().to(dtype).requires_grad_(differentiable)
+
+
+def _as_tensors(result: Any) -> list[Any]:
+    return list(result) if type(result) in (list, tuple) else [result]
+
+
+def _require_same_gradients(
+    what: str, sources: list[Tensor], values: list[Tensor], expected: list[Tensor]
+) -> None:
+    weights = [torch.randn_like(value) for value in expected]
+
+    def gradients(outputs: list[Tensor]) -> list[Tensor | None]:
+        total = sum((o * w).sum() for o, w in zip(outputs, weights, strict=True))
+        assert isinstance(total, Tensor)
+        if not total.requires_grad:
+            return [None for _ in sources]
+        return list(torch.autograd.grad(total, sources, allow_unused=True, retain_graph=True))
+
+    same = zip(gradients(values), gradients(expected), strict=True)
+    require(
+        all(a is b or (a is not None and b is not None and same_values(a, b)) for a, b in same),
+        f"{what}: what flows back is wrong, or nothing does, though the values are right.\nLook "
+        "for what cuts the graph: detach(), .data, torch.no_grad(), numpy, torch.tensor(...).",
+    )
