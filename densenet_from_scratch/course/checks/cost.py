@@ -730,4 +730,5 @@ def folded_values(answer: Any) -> str:
             "convolution and BN give.\nTake a convolution whose weights are zero: only the bias is "
             "left then. Is it right?"
         )
+    _fold(name, answer, "a convolution in float32", conv.float(), norm.float())
     return f"{name} gives one convolution in place of two modules, exactly"

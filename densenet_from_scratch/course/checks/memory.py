@@ -590,6 +590,8 @@ def repeated_gradient(answer: Any) -> str:
             "that you copied.",
         )
         require_gradients(_Reader(answer, norm, conv), x, right, what)
+    norm, conv = _parts()
+    require_everywhere(_Reader(answer, norm, conv), partial(_mixed, norm, conv), _READS)
     return f"{name} gives the right output and gradients, in both modes"
 
 

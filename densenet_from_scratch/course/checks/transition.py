@@ -329,7 +329,7 @@ def pooled_kernel(answer: Any) -> str:
     return f"{name} mixes and averages in one step"
 
 
-_BODY = ([2, 1, 2], 8, 4, 0.25)  # layers of the blocks, maps that enter, growth rate, compression
+_BODY = ([2, 1, 3], 8, 4, 0.25)  # layers of the blocks, maps that enter, growth rate, compression
 
 
 def _body(answer: Any, theta: float) -> tuple[nn.Module, list[Any], list[Any]]:
