@@ -1,8 +1,10 @@
 """DenseNet from scratch: the finished form of what the chapters of the course build.
 
-Each module mirrors a chapter and imports only from earlier ones. The networks and the data are
-exported here; what works on them is imported from its module, ``measure`` or ``train``. What the
-course adds, figures and checks of exercises, is in ``course``, which the library never imports.
+Most modules mirror a chapter, which their first line names; ``tests/test_package.py`` lists which
+stands above which. DenseNet, VoVNet, the small networks of chapters 1 and 2 and ``load_data`` are
+exported here; all else is imported from its module, such as ``measure``, ``train`` or, for the
+ResNet of chapter 8, ``residual``. What the course adds, figures and checks of exercises, is in
+``course``, which the library never imports.
 """
 
 from densenet_from_scratch.data import load_data

@@ -81,8 +81,8 @@ def channels_read(stem: nn.Module) -> int | None:
     on its way there. A stem of your own may be anything.
     """
     first = next(part for part in stem.modules() if not any(part.children()))
-    way = [part for part in stem.modules() if part is first or first in part.modules()]
-    for part in way:
+    path = [part for part in stem.modules() if part is first or first in part.modules()]
+    for part in path:
         kind = nn.Conv2d if part is first else nn.Sequential
         if type(part).forward is not kind.forward or "forward" in vars(part) or is_watched(part):
             return None

@@ -240,7 +240,7 @@ def labels_of(dataset: Dataset) -> Tensor:
 
 
 def labels_without_reading(dataset: Dataset) -> Tensor | None:
-    """Return what :func:`labels_of` does if these are the labels that come with the images."""
+    """Return :func:`labels_of` if these are surely what comes with the images, otherwise None."""
     if isinstance(dataset, Subset):
         labels = labels_without_reading(dataset.dataset)
         return labels if labels is None else labels[torch.as_tensor(dataset.indices)]
@@ -263,8 +263,9 @@ def stratified_split(dataset: Dataset, fraction: float, seed: int = 0) -> tuple[
         Two subsets that together hold every image once.
 
     Raises:
-        ValueError: ``fraction`` or ``seed`` is out of range, a class has a single image, or a part
-            would have fewer images than classes.
+        ValueError: ``fraction`` or ``seed`` is out of range, a class has a single image, a part
+            would have fewer images than classes, or the labels cannot be read apart.
+        ImportError: scikit-learn is not installed.
     """
     need("sklearn", "scikit-learn")
     from sklearn.model_selection import train_test_split
@@ -294,7 +295,7 @@ def stratified_subset(dataset: Dataset, fraction: float, seed: int = 0) -> Datas
     """Return a random ``fraction`` of the images, every class in proportion; 1 returns them all.
 
     Raises:
-        ValueError: as :func:`stratified_split`.
+        ValueError, ImportError: as :func:`stratified_split`.
     """
     if check_fraction("fraction", fraction) == 1:
         return dataset
@@ -319,8 +320,8 @@ def make_loader(
         num_workers: processes that prepare images; 0 prepares them in this one.
 
     Raises:
-        ValueError: ``dataset`` is empty or none, ``batch_size`` is not positive, ``num_workers`` is
-            negative or ``seed`` out of range.
+        ValueError: ``dataset`` is empty or no data set, ``batch_size`` is not positive,
+            ``num_workers`` is negative or ``seed`` out of range.
     """
     check_dataset("dataset", dataset)
     return DataLoader(

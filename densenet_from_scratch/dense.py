@@ -93,7 +93,7 @@ class BottleneckLayer(nn.Module):
         return self.after_conv1(self.through_conv1(x))
 
     def through_conv1(self, x: Tensor) -> Tensor:
-        """The part that reads all earlier maps: norm1, ReLU and conv1, to (N, 4k, H, W)."""
+        """The part that reads all earlier maps: norm1, ReLU, conv1, dropout; to (N, 4k, H, W)."""
         x = self.conv1(F.relu(self.norm1(x)))
         rate = self.bottleneck_drop_rate
         return F.dropout(x, rate, self.training) if rate else x
@@ -105,7 +105,7 @@ class BottleneckLayer(nn.Module):
 
 
 class Reader(Protocol):
-    """What reads a finished block: BN, ReLU, and a pooling that may come before all the rest."""
+    """What reads a finished block: BN, ReLU, and a pooling that may come right after them."""
 
     pool_size: int
     """Height and width of the windows that it pools, or 0 for the whole map."""
@@ -179,7 +179,7 @@ class DenseBlock(nn.Module):
         """Return ``reader(self(x))``; ways of running a block may do both at once (chapter 10).
 
         Args:
-            reader: a transition, or the network's head.
+            reader: a transition, or the network's head: see :class:`Reader`.
             x: (N, k_0, H, W).
         """
         return reader(self(x))

@@ -1,4 +1,4 @@
-"""A DenseNet for inference only: one buffer for each block, nothing copied twice (chapter 11).
+"""A DenseNet for inference only: a block's maps in one matrix, nothing concatenated (chapter 11).
 
 In evaluation a BatchNorm is one multiplication and one addition for each channel, with numbers that
 no longer depend on the batch:
@@ -6,12 +6,12 @@ no longer depend on the batch:
     BN(x) = scale · x + shift,   scale = γ / √(variance + eps),   shift = β - mean · scale
 
 So they are computed once, when the network is frozen, and where a convolution comes right before,
-they go into its weights. A block's maps stand in one matrix with a pixel in each row and a channel
-in each column. A layer reads the first columns and writes the next k, so nothing is concatenated;
-it never stores its normalised input as a whole, but goes through the rows in pieces that stay in
-the cache. Transitions pool before their 1×1 convolution, which is the same sum with a quarter of
-the products, and write straight into the next block's matrix. For small images the time goes into
-calling operations rather than into their work, so there are few of them.
+they go into its weights. The matrix has a pixel in each row and a channel in each column, and all
+blocks use the same memory. A layer reads the first columns and writes the next k; it never stores
+its normalised input as a whole, but goes through the rows in pieces that stay in the cache.
+Transitions pool before their 1×1 convolution, which is the same sum with a quarter of the products,
+and write straight into the next block's matrix. For small images the time goes into calling
+operations rather than into their work, so there are few of them.
 """
 
 import copy
@@ -251,7 +251,7 @@ def scale_and_shift(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 
 
 class Space(NamedTuple):
-    """Some maps of a block, seen in two ways in the same memory."""
+    """Room for some maps, seen in two ways: all maps of a block (``every``), or a bottleneck's."""
 
     matrix: Tensor
     """(NHW, C)"""

@@ -65,7 +65,7 @@ def is_in_mode() -> bool:
 
 
 def has_memory(tensor: Tensor) -> bool:
-    """Return whether a tensor has memory of its own: that of a batch under a transform has none."""
+    """Return whether a tensor has memory of its own: one inside ``torch.func.vmap`` has none."""
     try:
         tensor.untyped_storage()
     except (NotImplementedError, RuntimeError):

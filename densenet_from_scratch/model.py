@@ -221,7 +221,7 @@ class DenseNet(nn.Module):
         return 4 * (size - 1) + 1 if isinstance(self.stem, ImageNetStem) else size
 
     def why_not_features(self) -> str | None:
-        """Return why the head cannot read a shared x̂ instead of ``features``, or None."""
+        """Return why ``forward`` must call ``features``, or None: the head may read a shared x̂."""
         for name in ("features", "up_to_last_block"):
             if getattr(type(self), name) is not getattr(DenseNet, name):
                 return f"{name} is overridden"
@@ -256,7 +256,7 @@ class DenseNet(nn.Module):
                 return reason
             new_maps = [len(parameters_of(layer)[-1]) for layer in block.layers]
             width = len(block.layers[0].norm1.weight) + sum(new_maps)
-            reader: Any = self
+            reader: Any = self  # its norm reads the last block, and a transition's any other
             if number < len(transitions):
                 reader = transitions[number]
                 if reason := why_not_as_built(reader, f"transitions.{number}"):
@@ -287,7 +287,7 @@ class DenseNet(nn.Module):
 
     @property
     def depth(self) -> int:
-        """L as the paper counts it: convolutions on the path from image to logits, plus one."""
+        """L as the paper counts it: convolutions on the way through, and one for the classifier."""
         layers = [layer for block in self.blocks for layer in block.layers]  # type: ignore[union-attr]
         per_layer = 2 if hasattr(layers[0], "conv2") else 1
         return 1 + per_layer * len(layers) + len(self.transitions) + 1
@@ -385,5 +385,8 @@ def densenet201(num_classes: int = 1000, *, efficient: bool | str = False) -> De
 
 
 def densenet264(num_classes: int = 1000, *, efficient: bool | str = False) -> DenseNet:
-    """DenseNet-264 of Table 1: k = 32, blocks of 6, 12, 64 and 48 layers."""
+    """DenseNet-264 of Table 1: k = 32, blocks of 6, 12, 64 and 48 layers.
+
+    Its ``depth`` is 265: the paper's name is one less than its own count (chapter 7).
+    """
     return _imagenet(32, (6, 12, 64, 48), num_classes, efficient)

@@ -83,12 +83,12 @@ INIT_MODES = ("fan_in", "fan_out")
 def initialise(module: nn.Module, mode: Literal["fan_in", "fan_out"] = "fan_in") -> None:
     """Draw a convolution's weights from N(0, 2 / fan), and zero a linear layer's bias.
 
-    He et al. (2015), "Delving Deep into Rectifiers", section 2.2. With the fan-in (kernel size ×
-    maps in) a signal's variance stays constant on the way forward through conv and ReLU, with the
-    fan-out (kernel size × maps out) a gradient's on the way back. The DenseNet paper names the
-    method (section 4.2) and not the fan: torchvision takes the fan-in, the authors' code the
-    fan-out. The full networks of chapters 7 and 8 call it; the small ones of chapters 1 and 2 keep
-    PyTorch's default.
+    He et al. (2015), "Delving Deep into Rectifiers", section 2.2. With the fan-in (pixels of
+    the kernel × maps in) a signal's variance stays constant on the way forward through conv and
+    ReLU, with the fan-out (pixels of the kernel × maps out) a gradient's on the way back. The
+    DenseNet paper names the method (section 4.2) and not the fan: torchvision takes the fan-in, the
+    authors' code the fan-out. The full networks of chapters 7 and 8 call it; the small ones of
+    chapters 1 and 2 keep PyTorch's default.
 
     Args:
         module: what to initialise; other kinds of module are left as they are.

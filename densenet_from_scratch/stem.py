@@ -1,10 +1,14 @@
-"""Stems: the first convolution, for small images and for ImageNet (chapter 7)."""
+"""Stems: the first convolution, for small images and for ImageNet (chapter 7).
+
+Huang et al. (2017), "Densely Connected Convolutional Networks", section 3 and Table 1. A stem is an
+``nn.Sequential``: its parts run in the order in which they are set.
+"""
 
 from torch import nn
 
 
 class SmallStem(nn.Sequential):
-    """The stem for small images: one 3×3 convolution at full size (section 3, CIFAR and SVHN).
+    """The stem for small images: one 3×3 convolution at full size (section 3).
 
     Args:
         in_channels: channels of the image.

@@ -44,6 +44,8 @@ class Transition(nn.Module):
             x = F.dropout(x, self.drop_rate, self.training)
         return F.avg_pool2d(x, kernel_size=2)
 
+    # From here on, what a dense.Reader has besides norm and forward.
+
     pool_size = 2
 
     @property

@@ -9,8 +9,8 @@ copy: a memory that grows with the square of the depth. In the order of the chap
   checkpointing);
 - ``"shared"`` normalises each map once, not once for every layer that reads it, and so needs
   neither the copies nor the repetition: see :mod:`densenet_from_scratch.efficient.shared`;
-- ``"shared-recompute"`` also computes the bottlenecks again; it stores one number for each of the
-  block's. ``True`` means this one.
+- ``"shared-recompute"`` also computes the bottlenecks again; for each number in the block's maps it
+  stores one, x̂. ``True`` means this one.
 
 A way goes round the modules only where they are exactly as built: module ``as_built`` decides.
 """

@@ -51,7 +51,10 @@ RELU = Built(nn.ReLU)
 
 
 def convolution(size: int, stride: int = 1) -> Built:
-    """Return what a convolution without bias is built of, if it keeps or strides the maps."""
+    """Return what a convolution without bias is built of, padded so that the maps keep their size.
+
+    With a stride of 2 they have half of it.
+    """
     settings = {
         "kernel_size": (size, size),
         "stride": (stride, stride),

@@ -189,8 +189,8 @@ class SelectiveBlock(DenseBlock):
         return run_checkpointed(self, x, recompute_all_but_convolutions)
 
 
-# What is kept should be seen by those who count it, such as measure.saved_tensors. Where PyTorch
-# does not know this option yet, it hides it from them.
+# An option of checkpoint: what is kept is to be seen by those who count what is stored, such as
+# measure.saved_tensors. A PyTorch that does not know the option hides it from them.
 COUNTED: dict[str, Any] = {
     name: True
     for name in ("respect_saved_tensors_hooks",)

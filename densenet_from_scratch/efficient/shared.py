@@ -9,8 +9,8 @@ and kept in one matrix with a pixel in each row and a channel in each column:
 
     layer l reads  a = ReLU(γ_l x̂ + β_l)  of the first k_0 + k(l - 1) columns
 
-X̂ is all that the backward pass needs; the rest is quickly computed again. It goes back from the
-last layer. With g the gradient of γ_l x̂ + β_l, where the ReLU let it pass:
+X̂ is all of the block's maps that the backward pass needs; the rest is quickly computed again. It
+goes back from the last layer. With g the gradient of γ_l x̂ + β_l, where the ReLU let it pass:
 
     (1)  ∂ℓ/∂γ_l = Σ g x̂,  ∂ℓ/∂β_l = Σ g         of each column that layer l reads
     (2)  Ĝ = Σ_l γ_l g                           the gradient of X̂, a term from each reader
@@ -345,6 +345,7 @@ def dropout_backward(gradient: Tensor, passed: Tensor | None, drop_rate: float) 
     if passed is None:
         return gradient
     share, mask = 1 - drop_rate, passed.to(gradient.dtype)
+    # A rate that was set to 1 after the layer was built lets nothing pass, and mask is 0.
     return gradient * mask / share if share else mask
 
 

@@ -132,10 +132,11 @@ def _matrix(matrix: Tensor) -> tuple[int, int]:
 
 
 def kernels_for(*tensors: Tensor) -> Kernels | None:
-    """Return the kernels for matrices or rows, the largest first, or None: PyTorch does the work.
+    """Return the kernels for these matrices and rows, or None where PyTorch is to do the work.
 
-    It does where the kernels do not know the type or the device, where numbers of a row are not
-    side by side, and where there are so few that calling takes longer than computing.
+    That is where the kernels do not know the type or the device, where the numbers of a row are not
+    side by side, and where the first tensor, which must be the largest, has so few numbers that
+    calling takes longer than computing.
     """
     dtype = tensors[0].dtype
     if tensors[0].numel() < SMALL or dtype not in REALS:

@@ -26,7 +26,10 @@ def as_matrix(maps: Tensor) -> Tensor:
 
 
 def rows_at_once(matrix: Tensor, multiple: int = 1) -> int:
-    """Return how many rows make about ``PIECE`` numbers for each thread; on a GPU all of them."""
+    """Return how many rows make about ``PIECE`` numbers for each thread; on a GPU all of them.
+
+    On a CPU the number is a multiple of ``multiple``.
+    """
     rows, columns = matrix.shape
     if matrix.device.type != "cpu":
         return rows
@@ -56,7 +59,7 @@ def images_in_pieces(maps: Tensor) -> Iterator[slice]:
 
 
 class Scratch:
-    """Memory for the piece at hand: taken once, it is in the cache each time.
+    """Memory in which piece after piece is computed: the same each time, so it stays in the cache.
 
     Args:
         memory: some to begin with; where it is too small, more is taken.

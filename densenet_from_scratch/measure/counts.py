@@ -78,7 +78,8 @@ def architecture(
         network: left as it is, see :func:`count_macs`.
         input_shape: shape of the input with its batch axis.
         names: the modules to list, as ``network.named_modules()`` spells them; by default every
-            child, or its members where it is a list of modules, but no view of other parts.
+            child, or its members where it is a list of modules, but not ``features``, which only
+            shows other children's parts again.
 
     Raises:
         ValueError: a name is not a module of the network, or a size is not a positive integer.

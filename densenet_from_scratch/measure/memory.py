@@ -159,7 +159,7 @@ def peak_bytes(run: Callable[[], Any], device: torch.device | str = "cpu") -> in
     memory = [event for event in events if event["name"] == "[memory]"]
     memory.sort(key=lambda event: event["ts"])
     changes = [event["args"]["Bytes"] for event in memory]
-    if changes[:2] != [4, -4]:
+    if changes[:2] != [4, -4]:  # torch.empty(1), which came and went first
         raise RuntimeError("the profiler's trace must tell of memory, got none in this PyTorch")
     return max(accumulate(changes[2:], initial=0))
 

@@ -90,7 +90,7 @@ def connection_strengths(network: nn.Module, gamma: bool = False) -> list[Tensor
 
     Returns:
         A matrix (L + 1, L + 1) for each block. Row s and column t hold
-        :func:`strength_by_source` of source x_s for reader t + 1; NaN where t + 1 reads no x_s.
+        :func:`strength_by_source` of source x_s for reader t + 1; NaN where that reads no x_s.
     """
     parts: Any = network
     exits = [(transition.norm, transition.conv) for transition in parts.transitions]

@@ -13,7 +13,7 @@ def gradient_norms(module: nn.Module) -> dict[str, float]:
         module: a network after ``loss.backward()``.
 
     Returns:
-        Norms by the layer's name, from the input to the output.
+        Norms by the layer's name, in the order in which the network was built.
 
     Raises:
         ValueError: a layer has no gradient yet.
@@ -33,7 +33,8 @@ def record_outputs(
     """Call ``run`` and keep the output of each of ``modules``.
 
     Returns:
-        What ``run`` returned, and the outputs by name.
+        What ``run`` returned, and the outputs by name: the last one of a module that ran several
+        times, and none of a module that did not run.
     """
     outputs: dict[str, Tensor] = {}
 

@@ -123,8 +123,10 @@ def train(
         device: ``"auto"`` uses a GPU when there is one.
         run_dir: a folder for ``last.pt``, ``best.pt`` (highest evaluation accuracy so far),
             ``history.json`` and ``history.csv``, written after each epoch. A run that is there
-            already is not overwritten.
-        resume: go on from ``last.pt`` in ``run_dir``, as if the run had never stopped.
+            already is not overwritten. ``torch.load(path)["model"]`` of a checkpoint is what
+            ``model.load_state_dict`` takes.
+        resume: go on from ``last.pt`` in ``run_dir``, as if the run had never stopped. The images,
+            of which only the numbers are compared, and the drop rates must be as they were.
         num_workers: processes that prepare images.
         progress: show the bar.
         label: what stands before the bar.
@@ -132,7 +134,8 @@ def train(
     Raises:
         ValueError: an argument is out of range, ``device`` does not exist here, the model and the
             images do not fit, ``run_dir`` cannot be written to, ``resume`` without ``run_dir``, or
-            the checkpoint belongs to another recipe, network or data set.
+            the checkpoint belongs to another recipe, to a network with other tensors, or to data
+            sets of other lengths.
         FileExistsError: ``run_dir`` holds a run, and ``resume`` is false.
         FileNotFoundError: ``resume`` and no ``last.pt`` in ``run_dir``.
         FloatingPointError: the loss became infinite or NaN.

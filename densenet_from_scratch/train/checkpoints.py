@@ -84,7 +84,7 @@ class History:
 
 
 def signature(model: nn.Module) -> list[tuple[str, tuple[int, ...], str, bool]]:
-    """What a checkpoint must have in common with the network: names in order, shapes, types."""
+    """What a checkpoint shares with its network: names in order, shapes, types, and what learns."""
     return [
         (name, tuple(tensor.shape), str(tensor.dtype), tensor.requires_grad)
         for name, tensor in model.state_dict(keep_vars=True).items()
@@ -143,7 +143,7 @@ def save_run(
 
 
 def read_checkpoint(run_dir: Path, run: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """Return the state in ``last.pt``, if it is whole and belongs to this very run."""
+    """Return the state in ``last.pt``, if it is whole and has all of ``run`` in common."""
     path = run_dir / "last.pt"
     try:
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
