@@ -61,7 +61,7 @@ def require_everywhere(
     module: nn.Module,
     right: Callable[[Tensor], Tensor],
     channels: int,
-    sizes: Sequence[tuple[int, int, int]] = ((1, 5, 7), (3, 4, 6)),
+    sizes: Sequence[tuple[int, int, int]] = ((1, 5, 7), (5, 4, 6)),
 ) -> None:
     """Require what is right for one image and odd sizes, in both modes and dtypes, again and again.
 
@@ -76,14 +76,31 @@ def require_everywhere(
             x = random_maps(images, channels, height, width)
             expected = right(x).detach()
             what = f"{mode}, for maps of shape {tuple(x.shape)},"
+            for parameter in module.parameters():  # what an earlier pass has left there
+                parameter.grad = torch.ones_like(parameter)
+            counts = _batches_counted(module)
             y = require_tensor(call_answer(what, module, x), what)
+            passes = {n - counts[part] for part, n in _batches_counted(module).items()} or {
+                training
+            }
+            require(
+                passes == {int(training)},
+                f"{what} runs its normalisations {sorted(passes)} times.\nLook at how often "
+                "forward calls each part: every map is computed once.",
+            )
             require(
                 same_values(y, expected),
                 f"{what} gives something else than what is right, though other maps go well.\nWhat "
                 "is special here: the mode, a single image, an odd height or width?",
             )
         require_gradients(module, random_maps(2, channels, *sizes[-1][1:]), right, mode)
-    first, second = (call_answer(name, module, x) for _ in range(2))
+    with torch.no_grad():
+        first, second = (call_answer(name, module, x) for _ in range(2))
+    require(
+        not first.requires_grad,
+        f"{name} records a graph under torch.no_grad().\nWho calls it decides about that: look "
+        "for enable_grad() and requires_grad_().",
+    )
     require(
         same_values(second, first),
         f"{name} gives something else the second time.\nLook for a list or a tensor that outlives "
@@ -96,6 +113,14 @@ def require_everywhere(
         f"{name} in torch.float32 gives {y.dtype}, or other values.\nLook for a tensor that "
         "forward makes or casts itself instead of computing it from x.",
     )
+
+
+def _batches_counted(module: nn.Module) -> dict[str, int]:
+    return {
+        name: int(part.num_batches_tracked)
+        for name, part in module.named_modules()
+        if isinstance(part, nn.BatchNorm2d) and part.num_batches_tracked is not None
+    }
 
 
 def require_for_all(
@@ -125,7 +150,10 @@ def require_for_all(
             )
             require(
                 len(values) == len(expected)
-                and all(same_values(v, e, dtype) for v, e in zip(values, expected, strict=True)),
+                and all(
+                    same_values(v, e, dtype is torch.float32)
+                    for v, e in zip(values, expected, strict=True)
+                ),
                 f"{what} gives something else than what is right, though other cases go well."
                 "\nWhat is special here: a single image or map, the height and width?",
             )

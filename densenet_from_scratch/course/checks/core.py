@@ -158,6 +158,12 @@ def build_answer(
             f"{name} is built from {type(part).__name__} of the package densenet_from_scratch, "
             "and this exercise is about writing it yourself.\nLook at what __init__ creates.",
         )
+    other = {p.dtype for p in module.parameters()} - {torch.get_default_dtype()}
+    require(
+        not other,
+        f"{name} makes parameters in {', '.join(map(str, other))}.\nLook for half(), double() or "
+        "dtype= in __init__: who builds it decides about the dtype.",
+    )
     module.double()
     if random:
         with torch.no_grad():

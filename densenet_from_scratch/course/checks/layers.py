@@ -1,7 +1,7 @@
 """Layers worked out by hand, and the checks that every kind of layer shares."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -199,6 +199,8 @@ def layer_values(answer: Any, spec: LayerSpec) -> str:
         )
         require_values(y, expected, what, mistakes, otherwise)
     require_everywhere(layer, lambda x: spec.expected(layer, x), spec.reads)
+    smallest = replace(spec, arguments=(1,) * len(spec.arguments), reads=1, makes=1)
+    smallest.parts(smallest.build(answer))
     return f"{name} computes what its equation says, in training and in evaluation mode"
 
 

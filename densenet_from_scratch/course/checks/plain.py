@@ -1,6 +1,7 @@
 """Checks of the exercises of chapter 1."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -188,6 +189,8 @@ def plain_stack_layers(answer: Any) -> str:
         count_parameters(stack) == STACK[0] * count_parameters(layers[0]),
         f"{type(stack).__name__} has parameters outside self.layers.\nMend only what is broken.",
     )
+    single = layer_list(build_answer(answer, 1, 1, may_use=(PlainLayer,), random=False), 1)
+    replace(PLAIN, arguments=(1,), reads=1, makes=1).parts(single[0])
     return f"{type(stack).__name__} has as many separate layers as asked"
 
 

@@ -114,7 +114,9 @@ def branches(answer: Any) -> str:
             f"the values are wrong.\nWrite down what x_{index} is made of, and look at what your "
             "loop has in hand at that moment.",
         )
-    cases = [(layers, random_maps(1, 3, 5, 7)), (layers[:1], random_maps(3, 3, 2, 9)), ([], x)]
+    for layer in layers[:2]:
+        layer.train()
+    cases = [(layers, random_maps(1, 3, 5, 7)), (layers[:1], random_maps(5, 3, 2, 9)), ([], x)]
     require_for_all(answer, _terms, cases)
     return f"{name} takes x_L apart: the terms are right, and they sum to it"
 
@@ -211,7 +213,7 @@ def shortcut_values(answer: Any) -> str:
             result.requires_grad,
             f"{what}: no gradient flows back.\nLook for detach(), .data, numpy, torch.no_grad().",
         )
-    cases = [(random_maps(1, 1, 1, 9), 1, 1), (random_maps(3, 2, 7, 4), 9, 4)]
+    cases = [(random_maps(1, 1, 1, 9), 1, 1), (random_maps(5, 2, 7, 4), 19, 4)]
     require_for_all(answer, _shortcut, cases)
     return f"{name} keeps the pixels it should and adds maps of zeros"
 
