@@ -212,6 +212,22 @@ def colab(notebook: NotebookNode) -> None:
 
 case("oli-elsewhere", colab, ALL)
 
+
+def windows(notebook: NotebookNode) -> None:
+    """Line endings and metadata as an editor on Windows may save them."""
+    solve(notebook)
+    for cell in notebook.cells:
+        cell.source = cell.source.replace("\n", "\r\n")
+        cell.metadata["vscode"] = {"languageId": "python"}
+    notebook.metadata.kernelspec.display_name = ".venv (3.12.1)"
+
+
+case("pat-on-windows", windows, ALL)
+
+# Names as people have them.
+for student in ("O'Brien", "प्रिया शर्मा", "Lee, Ann [B] (2)", "'Zoe\u0308'"):
+    case(student, answers(), ALL)
+
 # Code that does not end, or ends everything.
 case(
     "loop",
@@ -398,6 +414,14 @@ def version_4_0(text: str) -> str:
     return json.dumps(notebook)
 
 
+def without_ids(text: str) -> str:
+    """As programs write it that know the older format only."""
+    notebook = json.loads(text)
+    for cell in notebook["cells"]:
+        del cell["id"]
+    return json.dumps(notebook, indent=4).replace("\n", "\r\n")
+
+
 def version_3(text: str) -> str:
     notebook = json.loads(text)
     cells = []
@@ -441,6 +465,7 @@ case(
     failed=True,
     files=rewrite(lambda text: "{}"),
 )
+case("without-cell-ids", answers(), ALL, files=rewrite(without_ids))
 case("format-4-0", answers(), ALL, files=rewrite(version_4_0))
 case("format-3", answers(), ALL, r"asks for the kernel None", files=rewrite(version_3))
 case(
@@ -671,6 +696,12 @@ class PlainLayer(nn.Module):
         return self.norm(self.conv(F.relu(x)))
 """
 case("pia-real", real(), (1, 1, 2, 2, 2, None), assignment=REAL)
+case(
+    "many-threads",
+    real_before("imports", "import torch\ntorch.set_num_threads(64)"),
+    (1, 1, 2, 2, 2, None),
+    assignment=REAL,
+)
 case("quinn-real", real(plain_layer=WRONG_LAYER), (1, 0, 2, 2, 2, None), assignment=REAL)
 case(
     "real-always-equal",
@@ -754,7 +785,7 @@ def grade(course: Path, *arguments: str) -> tuple[int, dict[str, list[str]]]:
     done = run(course, "tools/grade.py", *arguments, *extra)
     said: dict[str, list[str]] = {}
     for line in done.stdout.splitlines():
-        if head := re.match(r"(\S+): .*\(\d+ s\)$", line):
+        if head := re.match(r"(.+?): .*\(\d+ s\)$", line):
             said[head[1]] = []
         elif line.startswith("    "):
             said[list(said)[-1]].append(line.strip())
@@ -886,7 +917,7 @@ def test_processes_are_limited(tmp_path):
         "        print(made, type(error).__name__)\n"
         "        break\n"
     )
-    limits = sandbox.Limits(memory=64 * 2**30, processes=60)
+    limits = sandbox.Limits(memory=64 * 2**30, processes=60, threads=0)
     kernel = Kernel(tmp_path, limits, isolated=True, characters=1000)
     try:
         outputs = kernel.run(code, timeout=600).outputs
