@@ -13,7 +13,6 @@ with nbgrader's own log in grading/logs/01-plain/.
 
 import argparse
 import functools
-import glob
 import multiprocessing
 import os
 import re
@@ -32,7 +31,7 @@ from nbgrader.api import Gradebook, MissingEntry
 from nbgrader.apps import NbGraderApp
 
 from safe_grading import sandbox
-from safe_grading.names import printable, why_not_a_folder
+from safe_grading.names import printable, why_not_a_student
 from safe_grading.report import ATTENTION, first_line
 from safe_grading.scores import set_to_zero
 
@@ -113,7 +112,7 @@ class Grader:
 
     def unfit(self, student: str) -> str:
         """Return why a folder is no student's; nothing if its name may stand in the gradebook."""
-        if why := why_not_a_folder(student):
+        if why := why_not_a_student(student):
             return f"{why}: rename the folder"
         if sum(composed(other) == composed(student) for other in self.everyone) > 1:
             return "two folders have this name, in other characters: on other machines they are one"
@@ -203,8 +202,8 @@ class Grader:
 
     def start(self, student: str, temporary: str) -> multiprocessing.process.BaseProcess:
         """Start nbgrader for one student."""
-        # nbgrader takes this for a pattern, and quotation marks around it away.
-        pattern = re.sub("^'", "[']", glob.escape(student))
+        # nbgrader takes this for a pattern, but quotation marks around it away.
+        pattern = re.sub("^'", "[']", student)
         arguments = [self.assignment, f"--student={pattern}", "--force"]
         if self.options.no_sandbox:
             arguments.append("--SafeExecute.require_sandbox=False")

@@ -8,7 +8,7 @@ beside it as well.
 
 from dataclasses import dataclass, field
 
-from safe_grading.names import safe_name
+from safe_grading.names import student_name
 from safe_grading.recognise import Verdict, somebody
 from safe_grading.unpack import Found, without_ending
 
@@ -54,7 +54,7 @@ class Folders:
 
     @staticmethod
     def _renamed(work: Work) -> Work:
-        return Work(safe_name(work.student) if work.student else "", work.files)
+        return Work(student_name(work.student) if work.student else "", work.files)
 
     def _is_ours(self, found: Found) -> bool:
         return bool(self.verdicts[found].notebook)

@@ -41,6 +41,18 @@ def safe_name(name: str) -> str:
     return name.strip(" .") or "_"
 
 
+def why_not_a_student(name: str) -> str:
+    """Return why a folder cannot be a student's; nothing if it can."""
+    if why := why_not_a_folder(name):
+        return why
+    return "nbgrader reads the [ in its name as a pattern" if "[" in name else ""
+
+
+def student_name(name: str) -> str:
+    """Return a name made fit for a student's folder."""
+    return safe_name(name.replace("[", "(").replace("]", ")"))
+
+
 def printable(text: str, length: int = 300) -> str:
     """Return a text from elsewhere as one line that any terminal may show."""
     return "".join(

@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from safe_grading.names import safe_name
+from safe_grading.names import student_name
 from safe_grading.unpack import Found
 
 MOODLE = re.compile(
@@ -84,7 +84,7 @@ def _moodle(
     inner = _inner(match["rest"], index, found)
     student = match["name"] + (f"_{match['number']}" if match["number"] else "")
     useless = "" if match["kind"] == "file" else "typed into Moodle, or a comment there"
-    return Origin(safe_name(student), inner, useless=useless)
+    return Origin(student_name(student), inner, useless=useless)
 
 
 def _canvas(
@@ -97,7 +97,7 @@ def _canvas(
         return None
     student = "_".join(filter(None, (match["name"], match["user"])))
     return Origin(
-        safe_name(student),
+        student_name(student),
         _inner(match["rest"], index, found),
         number=int(match["file"] or 0),
         note="late, says Canvas" if match["late"] else "",
@@ -120,7 +120,7 @@ def _blackboard(
     except ValueError:
         return None
     return Origin(
-        safe_name(user or before.rsplit("_", 1)[-1]),
+        student_name(user or before.rsplit("_", 1)[-1]),
         _inner(match["rest"], index, found),
         attempt=match["time"],
         time=time.replace(tzinfo=None),
