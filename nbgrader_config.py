@@ -26,8 +26,8 @@ c.CourseDirectory.db_url = f"sqlite:///{grading / 'gradebook.db'}"
 
 c.ExportPlugin.to = "grading/grades.csv"
 
-# What a learning platform gives belongs in grading/downloaded/01-plain/archive/, as it is: an archive
-# or more of Moodle, Canvas or Blackboard, or folders and files with the students' names.
+# What a learning platform gives belongs in grading/downloaded/01-plain/archive/, as it is: archives
+# of Moodle, Canvas or Blackboard, or folders and files with the students' names.
 c.ZipCollectApp.downloaded_directory = "grading/downloaded"
 c.ZipCollectApp.extractor_plugin = "safe_grading.collect.ClassExtractor"
 c.ZipCollectApp.collector_plugin = "safe_grading.collect.ClassCollector"

@@ -299,6 +299,22 @@ CASES: dict[str, Case] = {
         },
         CLASS,
     ),
+    "each in another way": Case(
+        {
+            "c.zip": archive(
+                (f"ada/{NOTEBOOK}", ada),
+                (f"ben/homework 1/{NAME}_bugfix.ipynb", ben),
+                ("cai/everything.zip", archive((f"course/exercises/{NAME}/{NOTEBOOK}", cai, 20))),
+                ("dan/x.tar.gz", tar((NOTEBOOK, notebook("dan")))),
+                (f"fay/fay_{NOTEBOOK}", notebook("fay")),
+            )
+        },
+        CLASS | {f"{name}/{NOTEBOOK}": name for name in ("cai", "dan", "fay")},
+    ),
+    "only capitals differ": Case(
+        {"c.zip": archive((f"Ada/{NOTEBOOK}", ada), (f"ada/{NOTEBOOK}", ben))},
+        {f"Ada/{NOTEBOOK}": "ada", f"ada (2)/{NOTEBOOK}": "ben"},
+    ),
     "loose files": Case(
         {f"ada_{NOTEBOOK}": ada, f"ben_{NOTEBOOK}": ben, "ben_helper.py": b"h"},
         CLASS | {"ben/helper.py": "h"},
@@ -485,19 +501,20 @@ CASES: dict[str, Case] = {
                 ("ada/.DS_Store", b"x"),
                 ("Thumbs.db", b"x"),
                 ("ben/__pycache__/helper.cpython-311.pyc", b"x"),
-                ("ben/empty.txt", b""),
+                ("ben/empty.ipynb", b""),
+                ("ben/__init__.py", b""),
             ),
             "loose.pdf": b"%PDF",
             ".DS_Store": b"x",
         },
-        CLASS,
+        CLASS | {"ben/__init__.py": ""},
         {
             r".*__MACOSX.*": "in __MACOSX",
             r".*checkpoint\.ipynb": r"in \.ipynb_checkpoints",
             r".*\.DS_Store": "a program's own",
             r".*Thumbs\.db": "a program's own",
             r".*\.pyc": "in __pycache__",
-            r".*empty\.txt": "an empty file",
+            r".*empty\.ipynb": "an empty file",
             r"loose\.pdf": "no notebook of 01-plain is with it",
         },
     ),

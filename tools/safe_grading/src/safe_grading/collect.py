@@ -80,8 +80,14 @@ class Class:
         by_student: dict[str, list[Piece]] = defaultdict(list)
         for piece in self._pieces(found):
             by_student[piece.origin.student].append(piece)
-        for student in sorted(by_student):
-            self._choose(student, by_student[student])
+        folders: set[str] = set()  # on macOS and Windows Ada and ada are one
+        for student, pieces in sorted(by_student.items()):
+            name, number = student, 1
+            while name.casefold() in folders:
+                number += 1
+                name = f"{student} ({number})"
+            folders.add(name.casefold())
+            self._choose(name, pieces)
 
     def _pieces(self, found: list[Found]) -> Iterable[Piece]:
         """Return the files that somebody handed in."""
@@ -137,7 +143,7 @@ class Class:
             if not piece.verdict.notebook:
                 self._with(chosen, newest, piece, student)
         if newest is not None:
-            self.without.discard(student)
+            self.without.discard(pieces[0].origin.student)
             chosen.time = newest.origin.time
             self.chosen[student] = chosen
 

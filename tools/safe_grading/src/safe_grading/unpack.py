@@ -258,7 +258,7 @@ def why_junk(parts: tuple[str, ...], size: int) -> str:
         return "a program's own file"
     if name.endswith(OTHER_ARCHIVES) and not is_archive(name):
         return "an archive of a kind that is not unpacked here: unpack it by hand"
-    return "" if size else "an empty file"
+    return "" if size or not name.endswith(".ipynb") else "an empty file"
 
 
 def _split(name: str) -> tuple[str, ...]:
