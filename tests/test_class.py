@@ -297,6 +297,18 @@ case(
     r"cell 6 wrote [\d,]+ characters too many; cut",
 )
 
+case(
+    "threads-of-its-own",
+    before(
+        "double",
+        "import torch\n"
+        "torch.set_num_threads(64)\n"
+        "x = torch.randn(64, 16, 32, 32, requires_grad=True)\n"
+        "torch.nn.functional.conv2d(x, torch.randn(16, 16, 3, 3)).sum().backward()",
+    ),
+    ALL,
+)
+
 # Notebooks that are not what was released.
 
 

@@ -693,6 +693,7 @@ def test_the_command_says_it_and_goes_on(course, tmp_path):
         options = {"capture_output": True, "check": False, "env": environment}
         done = subprocess.run(command, cwd=course, **options)
         assert done.returncode == 0, done.stderr.decode()
+        assert b"Copying" not in done.stderr  # each file has its line, and no other
         return done.stdout.decode()
 
     assert "3 files taken, 1 left; 2 students, 0 of them as they were" in run()

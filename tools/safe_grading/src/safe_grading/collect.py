@@ -242,7 +242,7 @@ class ClassExtractor(ExtractorPlugin):
             sys.stdout.reconfigure(errors="backslashreplace")
         print(f"{text}\n(kept in {path})", flush=True)
         path.write_text(f"{text}\n", encoding="utf-8", errors="backslashreplace")
-        if self.log.level > logging.DEBUG:
+        if self.parent.log_level > logging.DEBUG:
             self.log.setLevel(logging.ERROR)  # nbgrader would say it all again
 
     def _lay_out(self, student: str, chosen: Chosen, extracted: Path) -> bool:

@@ -63,7 +63,7 @@ def receipts(files: list[Found]) -> dict[str, str]:
     users = {}
     for found in files:
         match = BLACKBOARD.fullmatch(found.parts[-1])
-        if match and match["receipt"]:
+        if match and match["receipt"] and len(found.archives) < 2:
             text = found.path.read_bytes()[:10_000].decode("utf-8-sig", errors="replace")
             name = RECEIPT.search(text.replace("\r\n", "\n"))
             if name and match["before"].endswith(f"_{name['user']}"):
