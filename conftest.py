@@ -37,6 +37,7 @@ SECONDS = {
     "tests/test_model.py": 15,
     "tests/test_address.py": 15,
     "tests/test_efficient.py": 15,
+    "tests/test_collect.py": 10,
     "tests/test_osa.py": 10,
     "tests/test_package.py": 10,
     "solutions/": 5,

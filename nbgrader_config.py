@@ -26,11 +26,13 @@ c.CourseDirectory.db_url = f"sqlite:///{grading / 'gradebook.db'}"
 
 c.ExportPlugin.to = "grading/grades.csv"
 
-# What a learning platform gives as an archive belongs in grading/downloaded/01-plain/archive/. This
-# reads STUDENT/01-plain.ipynb and STUDENT_…_01-plain.ipynb; adapt it to what yours gives.
+# What a learning platform gives belongs in grading/downloaded/01-plain/archive/, as it is: archives
+# of Moodle, Canvas or Blackboard, or folders and files with the students' names.
 c.ZipCollectApp.downloaded_directory = "grading/downloaded"
-c.FileNameCollectorPlugin.named_regexp = (
-    r".*/(?P<student_id>[^/_]+)[/_](?:[^/]*[/_])?(?P<file_id>\d\d-[a-z-]+)\.ipynb"
+c.ZipCollectApp.extractor_plugin = "safe_grading.collect.ClassExtractor"
+c.ZipCollectApp.collector_plugin = "safe_grading.collect.ClassCollector"
+c.ZipCollectApp.force = (
+    True  # what was unpacked before goes; what is handed in stays if it is the same
 )
 
 # nbgrader starts alembic by its bare name, also where this environment is not activated.
@@ -43,7 +45,7 @@ c.ExecutePreprocessor.timeout = 60  # seconds for one cell, when students press 
 c.SafeExecute.cell_timeout = 60  # seconds for one cell; an endless loop is cut there
 c.SafeExecute.total_timeout = 300  # seconds for a submission
 c.SafeExecute.memory = 4096  # MiB
-c.SafeExecute.processes = 128  # and threads
+c.SafeExecute.processes = 128
 c.SafeExecute.characters = 100_000  # of output that are kept for one cell
 
 

@@ -28,7 +28,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from nbgrader.api import Gradebook
 
 from safe_grading import sandbox
-from safe_grading.kernel import Kernel
+from safe_grading.kernel import Kernel, KernelDied
 
 SMALL, REAL = "00-small", "01-plain"
 SECRET = "a-hidden-case"  # in a hidden test of the small assignment
@@ -211,6 +211,22 @@ def colab(notebook: NotebookNode) -> None:
 
 
 case("oli-elsewhere", colab, ALL)
+
+
+def windows(notebook: NotebookNode) -> None:
+    """Line endings and metadata as an editor on Windows may save them."""
+    solve(notebook)
+    for cell in notebook.cells:
+        cell.source = cell.source.replace("\n", "\r\n")
+        cell.metadata["vscode"] = {"languageId": "python"}
+    notebook.metadata.kernelspec.display_name = ".venv (3.12.1)"
+
+
+case("pat-on-windows", windows, ALL)
+
+# Names as people have them.
+for student in ("O'Brien", "प्रिया शर्मा", "Lee, Ann (2)", "'Zoe\u0308'"):
+    case(student, answers(), ALL)
 
 # Code that does not end, or ends everything.
 case(
@@ -398,6 +414,14 @@ def version_4_0(text: str) -> str:
     return json.dumps(notebook)
 
 
+def without_ids(text: str) -> str:
+    """As programs write it that know the older format only."""
+    notebook = json.loads(text)
+    for cell in notebook["cells"]:
+        del cell["id"]
+    return json.dumps(notebook, indent=4).replace("\n", "\r\n")
+
+
 def version_3(text: str) -> str:
     notebook = json.loads(text)
     cells = []
@@ -441,6 +465,7 @@ case(
     failed=True,
     files=rewrite(lambda text: "{}"),
 )
+case("without-cell-ids", answers(), ALL, files=rewrite(without_ids))
 case("format-4-0", answers(), ALL, files=rewrite(version_4_0))
 case("format-3", answers(), ALL, r"asks for the kernel None", files=rewrite(version_3))
 case(
@@ -671,6 +696,12 @@ class PlainLayer(nn.Module):
         return self.norm(self.conv(F.relu(x)))
 """
 case("pia-real", real(), (1, 1, 2, 2, 2, None), assignment=REAL)
+case(
+    "many-threads",
+    real_before("imports", "import torch\ntorch.set_num_threads(64)"),
+    (1, 1, 2, 2, 2, None),
+    assignment=REAL,
+)
 case("quinn-real", real(plain_layer=WRONG_LAYER), (1, 0, 2, 2, 2, None), assignment=REAL)
 case(
     "real-always-equal",
@@ -754,7 +785,7 @@ def grade(course: Path, *arguments: str) -> tuple[int, dict[str, list[str]]]:
     done = run(course, "tools/grade.py", *arguments, *extra)
     said: dict[str, list[str]] = {}
     for line in done.stdout.splitlines():
-        if head := re.match(r"(\S+): .*\(\d+ s\)$", line):
+        if head := re.match(r"(.+?): .*\(\d+ s\)$", line):
             said[head[1]] = []
         elif line.startswith("    "):
             said[list(said)[-1]].append(line.strip())
@@ -886,7 +917,7 @@ def test_processes_are_limited(tmp_path):
         "        print(made, type(error).__name__)\n"
         "        break\n"
     )
-    limits = sandbox.Limits(memory=64 * 2**30, processes=60)
+    limits = sandbox.Limits(memory=64 * 2**30, processes=60, threads=0)
     kernel = Kernel(tmp_path, limits, isolated=True, characters=1000)
     try:
         outputs = kernel.run(code, timeout=600).outputs
@@ -896,6 +927,34 @@ def test_processes_are_limited(tmp_path):
     made, error = outputs[0].text.split()
     assert error == "BlockingIOError" and 10 < int(made) < 60
     assert int(made) < family <= limits.processes + 1  # one outside starts the sandbox
+
+
+@needs_sandbox
+def test_threads_are_no_processes(tmp_path):
+    """A library may start hundreds of threads; of processes there are as many as it says."""
+    limits = sandbox.Limits(memory=64 * 2**30, processes=60)
+    kernel = Kernel(tmp_path, limits, isolated=True, characters=1000)
+    code = (
+        "import threading, time\n"
+        "for _ in range(300):\n"
+        "    threading.Thread(target=time.sleep, args=(5,), daemon=True).start()\n"
+        "time.sleep(1.5)\n"
+        "print('still there')"
+    )
+    torch = (
+        "import torch\n"
+        "torch.set_num_threads(64)\n"
+        "x = torch.randn(64, 16, 32, 32, requires_grad=True)\n"
+        "torch.nn.functional.conv2d(x, torch.randn(16, 16, 3, 3)).sum().backward()"
+    )
+    fork = "import os\nfor _ in range(80):\n    if os.fork() == 0:\n        time.sleep(600)\n"
+    try:
+        assert kernel.run(code, timeout=60).outputs[0].text == "still there\n"
+        assert kernel.run(torch, timeout=120).outputs == []
+        with pytest.raises(KernelDied, match="more than 60 processes"):
+            kernel.run(f"{fork}time.sleep(60)", timeout=60)
+    finally:
+        kernel.stop()
 
 
 def test_outputs_stay_small(course, graded):
@@ -917,18 +976,99 @@ def test_feedback_pages_show_no_hidden_tests(course, graded):
     assert SECRET not in page and "HIDDEN TESTS" not in page and "isinstance" not in page
 
 
-def test_an_archive_of_a_learning_platform_is_collected(course, graded, tmp_path):
-    names = ["zoe/00-small.ipynb", "yan_12_3_00-small.ipynb", "Xia_Li_4_file_/00-small.ipynb"]
-    for name in names:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        shutil.copy(course / f"exercises/{SMALL}/{SMALL}.ipynb", tmp_path / name)
+# --- What is collected is graded -----------------------------------------------------------------
+
+
+def test_an_archive_of_a_learning_platform_is_collected_and_graded(course, graded, tmp_path):
+    """Two of one name, a renamed file, an apostrophe, a second try: each gets its own marks."""
+    wrong = answers(double="def double(n):\n    return 0")
+    folder = "{}_assignsubmission_file_/{}"
+    names = {
+        folder.format("Li Wei_7", f"{SMALL}.ipynb"): answers(),
+        folder.format("Li Wei_8", f"{SMALL} (1).ipynb"): wrong,
+        f"o'brien_LATE_5_90_{SMALL}.ipynb": wrong,
+        f"o'brien_LATE_5_91_{SMALL}-1.ipynb": windows,
+        "प्रिया [B]/my homework.ipynb": colab,
+        folder.format("Xia_9", ".ipynb_checkpoints/x-checkpoint.ipynb"): wrong,
+    }
+    for name, make in names.items():
+        notebook = nbformat.read(course / f"exercises/{SMALL}/{SMALL}.ipynb", as_version=4)
+        make(notebook)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(nbformat.writes(notebook))
     archive = course / f"grading/downloaded/{SMALL}/archive"
     shutil.make_archive(str(archive / "all"), "zip", tmp_path)
     nbgrader(course, "zip_collect", SMALL)
-    for student in ("zoe", "yan", "Xia"):
-        path = course / f"grading/submitted/{student}/{SMALL}/{SMALL}.ipynb"
-        assert path.exists()
-        shutil.rmtree(path.parent.parent)  # the tests below know only the class
+    students = {"Li Wei_7": 3, "Li Wei_8": 0, "o'brien_5": 3, "प्रिया (B)": 3}
+    status, said = grade(course, SMALL, *(f"--student={student}" for student in students))
+    assert said == {student: [] for student in students} and status == 0
+    found = scores(course, SMALL)
+    for student, points in students.items():
+        assert [score for score, _ in found[student]] == [2, points, 2, None], student
+        remove_student(course, student)  # the tests below know only the class
+    assert not [name for name in found if "Xia" in name or "checkpoint" in name]
+
+
+def remove_student(course: Path, student: str) -> None:
+    shutil.rmtree(course / "grading/submitted" / student)
+    with Gradebook(f"sqlite:///{course}/grading/gradebook.db", "densenet-from-scratch") as book:
+        book.remove_student(student)
+
+
+def test_folders_that_are_no_students_stop_nobody(course, graded):
+    """Each gets one line; the others are graded."""
+    submitted = course / "grading/submitted"
+    names = [
+        "a:b",
+        "con",
+        "Zo\u00eb x",
+        "Zoe\u0308 x",
+        ".ipynb_checkpoints",
+        "x" * 250,
+        "e\u202ev",
+        "a [b]",
+    ]
+    names.append(os.fsdecode(b"not utf-8 \xff"))
+    for name in names:
+        shutil.copytree(submitted / "dora-untouched", submitted / name)
+    status, said = grade(
+        course, SMALL, *(f"--student={name}" for name in [*names, "ada"]), "--force"
+    )
+    for name in names:
+        shutil.rmtree(submitted / name)
+    assert status == 1 and said.pop("ada") == [] and len(said) == len(names)
+    assert all(len(lines) == 1 for lines in said.values()), said
+    assert "Windows keeps for itself" in said["con"][0] and "two folders" in said["Zoë x"][0]
+    assert not set(names) & set(scores(course, SMALL))
+
+
+# --- Where the package is ------------------------------------------------------------------------
+
+
+def test_a_copy_of_the_course_is_graded_where_the_package_is_elsewhere(course, graded):
+    """A lecturer's own copy of the folder, beside what a server has installed for all."""
+    ignore = shutil.ignore_patterns("__pycache__")
+    copy = course / "densenet_from_scratch"
+    shutil.copytree(ROOT / "densenet_from_scratch", copy, ignore=ignore)
+    _, said = grade(course, REAL, "--student=pia-real", "--force")
+    shutil.rmtree(copy)
+    assert said["pia-real"] == []
+    assert [score for score, _ in scores(course, REAL)["pia-real"]] == [1, 1, 2, 2, 2, None]
+
+
+def test_without_the_package_nobody_is_graded(course, graded):
+    before_it = scores(course, REAL)
+    code = (
+        "import runpy, sys\n"
+        "from safe_grading import sandbox\n"
+        "sandbox.packages = dict\n"
+        "sys.argv = ['grade.py', *sys.argv[1:]]\n"
+        "runpy.run_path('tools/grade.py', run_name='__main__')"
+    )
+    extra = ["--no-sandbox"] if NO_SANDBOX else []
+    done = run(course, "-c", code, REAL, "--force", *extra)
+    assert done.returncode == 1 and scores(course, REAL) == before_it
+    assert re.search(r"^Nothing was graded\. .* finds no densenet_from_scratch", done.stdout, re.M)
 
 
 # --- Grading again -------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ with nbgrader's own log in grading/logs/01-plain/.
 """
 
 import argparse
+import functools
 import multiprocessing
 import os
 import re
@@ -19,6 +20,7 @@ import shutil
 import sys
 import tempfile
 import time
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import wait
@@ -29,6 +31,7 @@ from nbgrader.api import Gradebook, MissingEntry
 from nbgrader.apps import NbGraderApp
 
 from safe_grading import sandbox
+from safe_grading.names import printable, why_not_a_student
 from safe_grading.report import ATTENTION, first_line
 from safe_grading.scores import set_to_zero
 
@@ -76,6 +79,11 @@ def end(process: multiprocessing.process.BaseProcess) -> None:
     process.join()
 
 
+def composed(name: str) -> str:
+    """Return a name in composed characters: é may be one, or an e and an accent."""
+    return unicodedata.normalize("NFC", name)
+
+
 class Grader:
     """Grades the submissions of one assignment of the course in the current folder."""
 
@@ -91,12 +99,36 @@ class Grader:
         settings = self.config.get("SafeExecute", {})
         self.timeout = settings.get("total_timeout", 300) + SPARE
 
-    def students(self) -> list[str]:
-        """Return who has handed something in for the assignment."""
+    @functools.cached_property
+    def everyone(self) -> list[str]:
+        """Who has handed something in for the assignment."""
         submitted = Path(self.course.format_path(self.course.submitted_directory, ".", "."))
-        students = sorted(path.parent.name for path in submitted.glob(f"*/{self.assignment}"))
-        wanted = self.options.student or students
-        return [student for student in students if student in wanted]
+        return sorted(path.parent.name for path in submitted.glob(f"*/{self.assignment}"))
+
+    def students(self) -> list[str]:
+        """Return who is to be graded."""
+        wanted = {composed(student) for student in self.options.student or self.everyone}
+        return [student for student in self.everyone if composed(student) in wanted]
+
+    def unfit(self, student: str) -> str:
+        """Return why a folder is no student's; nothing if its name may stand in the gradebook."""
+        if why := why_not_a_student(student):
+            return f"{why}: rename the folder"
+        if sum(composed(other) == composed(student) for other in self.everyone) > 1:
+            return "two folders have this name, in other characters: on other machines they are one"
+        return ""
+
+    def lacks_package(self) -> str:
+        """Return why no submission could import the course's package; nothing if all can."""
+        package = "densenet_from_scratch"
+        released = self.folder(self.course.release_directory, ".")
+        texts = [path.read_text(errors="replace") for path in released.glob("*.ipynb")]
+        if sandbox.packages().get(package) or not any(package in text for text in texts):
+            return ""
+        return (
+            f"Where submissions run, {sys.executable} finds no {package}: PYTHONPATH and the "
+            f"current folder do not count there. Install it: {sys.executable} -m pip install ."
+        )
 
     def folder(self, step: str, student: str) -> Path:
         """Return where a step of nbgrader has a student's files."""
@@ -105,7 +137,7 @@ class Grader:
     def is_graded(self, student: str) -> bool:
         """Return whether the submission as it is now has been graded."""
         log = self.log(student)
-        if not log.exists():
+        if self.unfit(student) or not log.exists():
             return False
         newest = max(
             (path.lstat().st_mtime for path in self.folder("submitted", student).rglob("*")),
@@ -116,8 +148,6 @@ class Grader:
     def refusal(self, student: str) -> str:
         """Return why a submission cannot be given to nbgrader; nothing if it can."""
         folder = self.folder(self.course.submitted_directory, student)
-        if not re.fullmatch(r"[\w.@+ -]+", student):
-            return "the folder's name has characters that nbgrader reads as a pattern: rename it"
         if folder.is_symlink() or not folder.is_dir():
             return "what was handed in is not a folder"
         if links := [path for path in folder.rglob("*") if path.is_symlink()]:
@@ -142,6 +172,9 @@ class Grader:
         while waiting or running:
             while waiting and len(running) < self.options.jobs:
                 student = waiting.pop()
+                if why := self.unfit(student):
+                    yield Outcome(student, 0, True, [why])
+                    continue
                 set_to_zero(self.course.db_url, self.assignment, student)
                 started = time.perf_counter()
                 why = self.refusal(student)
@@ -169,7 +202,9 @@ class Grader:
 
     def start(self, student: str, temporary: str) -> multiprocessing.process.BaseProcess:
         """Start nbgrader for one student."""
-        arguments = [self.assignment, f"--student={student}", "--force"]
+        # nbgrader takes this for a pattern, but quotation marks around it away.
+        pattern = re.sub("^'", "[']", student)
+        arguments = [self.assignment, f"--student={pattern}", "--force"]
         if self.options.no_sandbox:
             arguments.append("--SafeExecute.require_sandbox=False")
         # Forked where that is safe: nbgrader takes seconds to import.
@@ -236,6 +271,7 @@ def main() -> int:
             print("Nothing was graded. See --help for --no-sandbox, and README.md for containers.")
             return 1
         print("Submissions run as you, under limits only: they can read and write your files.")
+    sys.stdout.reconfigure(errors="backslashreplace")  # a name must not stop a class
     grader = Grader(options.assignment, options)
     try:
         with Gradebook(grader.course.db_url) as gradebook:
@@ -243,14 +279,17 @@ def main() -> int:
     except MissingEntry:
         print(f"Release it first: nbgrader generate_assignment --force {options.assignment}")
         return 1
+    if why := grader.lacks_package():
+        print(f"Nothing was graded. {why}")
+        return 1
     students = [s for s in grader.students() if options.force or not grader.is_graded(s)]
     if not students:
         print("Nothing new to grade. --force grades again what has been graded.")
     failed = 0
     for outcome in grader.grade(students):
         failed += outcome.failed
-        score = grader.score(outcome.student)
-        print(f"{outcome.student}: {score} ({outcome.seconds:.0f} s)", flush=True)
+        score = "not graded" if grader.unfit(outcome.student) else grader.score(outcome.student)
+        print(f"{printable(outcome.student)}: {score} ({outcome.seconds:.0f} s)", flush=True)
         for line in outcome.attention:
             print(f"    {line}", flush=True)
     print(f"{len(students)} graded, {failed} of them could not be; logs in {grader.logs}/")

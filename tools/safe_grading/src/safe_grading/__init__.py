@@ -16,4 +16,13 @@ submission.py  runs the cells one by one, and goes on when the kernel dies
 trust.py     asks the guard around each test, and decides whether its score counts
 reading.py   what can be read from code without running it
 report.py    the lines for the lecturer
+
+Before all that, `nbgrader zip_collect` sorts what a class handed in:
+
+collect.py   decides about each file, says so, and hands nbgrader what is new
+unpack.py    takes archives apart, and leaves what is none of a student's or could do harm
+platforms.py who handed a file in, by the names that learning platforms make
+folders.py   the same where only folders and files have names
+recognise.py whether a file is the assignment's notebook
+names.py     what may be a student's name and a folder's
 """

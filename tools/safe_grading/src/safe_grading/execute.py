@@ -24,7 +24,7 @@ class SafeExecute(Step):
     cell_timeout = Integer(60, help="seconds for one cell").tag(config=True)
     total_timeout = Integer(300, help="seconds for a submission").tag(config=True)
     memory = Integer(4096, help="MiB of memory for a submission").tag(config=True)
-    processes = Integer(128, help="processes and threads for a submission").tag(config=True)
+    processes = Integer(128, help="processes for a submission").tag(config=True)
     characters = Integer(100_000, help="characters of output kept for a cell").tag(config=True)
     max_restarts = Integer(5, help="new kernels for a submission whose kernel died").tag(
         config=True

@@ -14,6 +14,7 @@ import ast
 import builtins
 import importlib
 import json
+import os
 import sys
 import threading
 import types
@@ -71,6 +72,20 @@ def settle() -> None:
         return
     for name in ("SGD", "Adam", "AdamW", "RMSprop", "Adagrad"):
         getattr(torch.optim, name)([torch.zeros(1, requires_grad=True)], lr=0.1)
+    cap_threads(torch)
+
+
+def cap_threads(torch: Any) -> None:
+    """Let PyTorch start no more threads than a few for each core, however many are asked for.
+
+    More would only wait for each other, and hundreds would meet the limits of the submission.
+    """
+    most, plain = 4 * (os.cpu_count() or 1), torch.set_num_threads
+
+    def set_num_threads(number: int) -> None:
+        plain(min(number, most))
+
+    torch.set_num_threads = set_num_threads
 
 
 class Guard:

@@ -86,6 +86,8 @@ class RestoreCells(Step):
             with_hidden_tests = {cell.name: cell.source for cell in known.source_cells}
         self._tell_of_kernel(nb, release)
         nb.metadata = NotebookNode()
+        for cell in nb.cells:  # as some editors on Windows save them
+            cell.source = cell.source.replace("\r\n", "\n").replace("\r", "\n")
         claims = [_claim(cell) for cell in nb.cells]
         match = Match(nb.cells, claims, release.cells)
         for name, how in match.recognised.items():

@@ -11,7 +11,7 @@ size of each file system but its own root; and limits, users and the copy of fil
 """
 
 import functools
-import importlib.util
+import json
 import os
 import shlex
 import shutil
@@ -53,12 +53,22 @@ exec "$@"
 
 @dataclass(frozen=True)
 class Limits:
-    """What one submission may use; in bytes, seconds and numbers of processes and threads."""
+    """What one submission may use; in bytes, seconds and numbers of processes and threads.
+
+    Linux counts threads as processes. So its own limit is that of both together, and whoever
+    watches the kernel must count the processes.
+    """
 
     memory: int = 4 * 2**30
     disk: int = 256 * 2**20
     cpu: int = 900
     processes: int = 128
+    threads: int = 1024  # more than any library starts by itself
+
+    @property
+    def tasks(self) -> int:
+        """How many processes and threads there may be together."""
+        return self.processes + self.threads
 
     def prlimit(self) -> list[str]:
         """Return the command that starts another one under these limits."""
@@ -68,7 +78,7 @@ class Limits:
             "cpu": self.cpu,
             "nofile": 1024,
             "core": 0,
-            "nproc": self.processes,
+            "nproc": self.tasks,
         }
         return ["prlimit", *(f"--{name}={value}" for name, value in limits.items()), "--"]
 
@@ -82,7 +92,7 @@ class Limits:
             resource.RLIMIT_DATA: self.memory,
             resource.RLIMIT_FSIZE: self.disk,
             resource.RLIMIT_CPU: self.cpu,
-            resource.RLIMIT_NPROC: self.processes + sum(p.info["num_threads"] or 1 for p in mine),
+            resource.RLIMIT_NPROC: self.tasks + sum(p.info["num_threads"] or 1 for p in mine),
             resource.RLIMIT_CORE: 0,
         }
 
@@ -97,6 +107,34 @@ def _is_mine(process: psutil.Process) -> bool:
     return bool(process.info["uids"]) and process.info["uids"].real == os.getuid()
 
 
+@functools.cache
+def packages() -> dict[str, list[str]]:
+    """Return where the kernel of a submission finds the packages of this course, if it does.
+
+    The kernel is asked, as it were: this process may find others, in the current folder or through
+    PYTHONPATH, and the kernel would look for its own in vain.
+    """
+    names = ("densenet_from_scratch", "safe_grading")  # installed from folders of their own
+    code = (
+        "import importlib.util, json\n"
+        f"found = [(name, importlib.util.find_spec(name)) for name in {names}]\n"
+        "found = {n: list(s.submodule_search_locations or []) for n, s in found if s}\n"
+        "print(json.dumps(found))"
+    )
+    environment = {"HOME": "/tmp", "PYTHONSAFEPATH": "1", "LANG": "C.UTF-8"}
+    kept = ("LD_LIBRARY_PATH", "SYSTEMROOT")
+    environment |= {name: os.environ[name] for name in kept if name in os.environ}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+        cwd=tempfile.gettempdir(),
+    )
+    return dict(json.loads(done.stdout)) if done.returncode == 0 else {}
+
+
 def python_folders() -> list[Path]:
     """Return every folder that the running Python needs, links resolved and not."""
     folders = [Path(sys.prefix), Path(sys.base_prefix), Path(sys.base_prefix).resolve()]
@@ -105,10 +143,8 @@ def python_folders() -> list[Path]:
         program = Path(os.path.normpath(program.parent / os.readlink(program)))
         folders.append(program.parent.parent)
     folders += [Path(path) for path in sysconfig.get_paths().values()]
-    for name in ("densenet_from_scratch", "safe_grading"):  # installed from folders of their own
-        package = importlib.util.find_spec(name)
-        if package is not None and package.submodule_search_locations:
-            folders += map(Path, package.submodule_search_locations)
+    for places in packages().values():
+        folders += map(Path, places)
     return folders
 
 
