@@ -31,6 +31,7 @@ from playwright.sync_api import Browser, Error, sync_playwright
 
 from safe_grading import cleaning, sandbox
 
+pytestmark = pytest.mark.slow  # it grades, and starts a server and a browser
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 TOKEN, NAME, SECRET = "a-token-for-tests", "00-pages", "a-hidden-case"
 BEACON, CONTROL = "http://beacon.test", "http://page.test"
@@ -201,16 +202,24 @@ Because **each** layer adds 2 < 3 pixels: $r_n = r_{n-1} + 2$, see [the paper](h
 TABLE = '<style scoped>.dataframe tbody tr th {}</style><table border="1" class="dataframe"><tr>'
 TABLE += "<td>0.5</td></tr></table>"
 LOOKS = """\
-import inspect, linecache, sys
+import gc, linecache, sys
 def double(number):
-    print("number", number, In[-1], _ih[-1], get_ipython().history_manager.input_hist_raw[-1])
+    print("number", number)
+    shell = get_ipython()
+    places = [In, _ih, shell.history_manager.input_hist_raw, linecache.cache, shell.parent_header]
+    places.append(shell.kernel.get_parent("shell"))
     frame = sys._getframe()
     while frame:
-        print("frame")
-        print([frame.f_locals.get(name) for name in ("raw_cell", "code", "cell", "parent")])
-        print(linecache.getlines(frame.f_code.co_filename))
+        places += [dict(frame.f_locals), linecache.getlines(frame.f_code.co_filename)]
         frame = frame.f_back
-    print(get_ipython().parent_header, get_ipython().kernel.get_parent("shell"))
+    if number == 3:
+        values = [list(one) for one in gc.get_objects() if type(one) is list]
+        values += [list(one.values()) for one in gc.get_objects() if type(one) is dict]
+        places += [[x for x in one if type(x) is str] for one in values]
+    for place in places:
+        if "a-hid" + "den-case" in repr(place):
+            print("FOUND in", repr(place)[:200].replace("a-hid" + "den-case", "it"))
+    print("looked at", len(places) > 9)
     return 2 * number
 """
 
@@ -481,7 +490,7 @@ def test_the_copy_of_a_hostile_submission_holds_nothing_that_could_run(course):
 
 def test_an_honest_submission_looks_as_it_did(course):
     notebook, page = graded(course, "ada"), feedback(course, "ada")
-    assert notebook.cells[2].source == HONEST.rstrip("\n")
+    assert notebook.cells[2].source == HONEST
     for part in (
         "Because <strong>each</strong> layer adds 2 &lt; 3 pixels: $r_n = r_{n-1} + 2$",
         "the paper (https://example.org)",
@@ -499,8 +508,8 @@ def test_hidden_tests_are_not_found_by_the_answer_that_they_call(course):
     notebook, page = graded(course, "eve"), feedback(course, "eve")
     [test] = [c for c in notebook.cells if c.metadata.get("nbgrader", {}).get("grade")][:1]
     printed = "".join(output.get("text", "") for output in test.outputs)
-    assert "number 3" in printed and "frame" in printed  # it looked around
-    assert SECRET not in printed
+    assert "number 3\nlooked at True\n" in printed
+    assert "number 4" in printed and SECRET not in printed and "FOUND" not in printed
     assert SECRET not in page and "number 3" not in page
 
 
