@@ -272,9 +272,9 @@ def test_outputs_are_text_and_pictures():
     data = {
         "text/plain": "<IPython.core.display.Latex object>",
         "text/latex": "$x$",
-        "a/b+json": {},
+        "application/vnd.x+json": {},
     }
-    shown = new_output("display_data", data, metadata={"a/b+json": {"x": 1}})
+    shown = new_output("display_data", data, metadata={"application/vnd.x+json": {"x": 1}})
     assert not clean_output(shown)
     assert (shown.data, shown.metadata) == ({"text/plain": "$x$"}, {})
     picture = {"image/png": "AAAA", "image/jpeg": '"><b>'}
