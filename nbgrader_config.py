@@ -7,6 +7,7 @@ Everything that grading makes (submissions, grades, feedback, the gradebook) sta
 which git ignores.
 """
 
+import importlib.util
 import os
 import sysconfig
 from pathlib import Path
@@ -71,6 +72,7 @@ c.Autograde.autograde_preprocessors = [
     "nbgrader.preprocessors.SaveAutoGrades",
     "safe_grading.scores.FlagForAttention",
     "nbgrader.preprocessors.AssignLatePenalties",
+    "safe_grading.harmless.MakeHarmless",
     "nbgrader.preprocessors.CheckCellMetadata",
 ]
 c.AssignLatePenalties.plugin_class = "safe_grading.scores.LatePenalty"
@@ -81,3 +83,15 @@ c.GenerateFeedback.preprocessors = [
     "safe_grading.feedback.HideHiddenTests",
     "nbconvert.preprocessors.CSSHTMLHeaderPreprocessor",
 ]
+
+# What students hand in must not run in the browser of whoever looks at it: how the Formgrader's
+# pages and the feedback show it. Neither shows anything if tools/safe_grading is not installed.
+c.HTMLExporter.sanitize_html = True
+c.HTMLExporter.filters = {
+    "markdown2html": "safe_grading.pages.markdown2html",
+    "clean_html": "safe_grading.cleaning.clean_html",
+    "get_metadata": "safe_grading.pages.get_metadata",
+    "with_policy": "safe_grading.pages.with_policy",
+}
+if (safe_grading := importlib.util.find_spec("safe_grading")) and safe_grading.origin:
+    c.HTMLExporter.template_file = str(Path(safe_grading.origin).with_name("page.html.j2"))

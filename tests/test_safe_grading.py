@@ -8,13 +8,15 @@ from pathlib import Path
 import nbformat
 import pytest
 from helpers import ROOT
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from nbgrader.api import Gradebook
 from nbgrader.preprocessors import OverwriteCells
 from nbgrader.utils import compute_checksum
 from packaging.requirements import Requirement
 
-from safe_grading import reading
+from safe_grading import cleaning, reading
+from safe_grading.feedback import HideHiddenTests
+from safe_grading.harmless import clean_output
 from safe_grading.kernel import Result
 from safe_grading.restore import Match, RestoreCells
 
@@ -43,7 +45,7 @@ def config(code: str) -> str:
 def test_the_configuration_only_names_its_steps():
     """So that who releases an assignment, or only validates it, needs no grading."""
     names = config("import sys; sys.modules['safe_grading'] = None").split()
-    assert sum(name.startswith("safe_grading.") for name in names) == 5
+    assert sum(name.startswith("safe_grading.") for name in names) == 6
     for name in names:
         module, _, what = name.rpartition(".")
         assert isinstance(getattr(__import__(module, fromlist=[what]), what), type), name
@@ -217,3 +219,86 @@ def test_outputs_stop_where_there_is_no_room_but_errors_do_not():
     assert 30 <= len(text.text) <= 100 and result.dropped > 150
     assert result.failed and len(error.evalue) == 2000 and len(error.traceback) == 60
     assert result.take(message("status", execution_state="idle")) and result.idle
+
+
+# --- What may be looked at -----------------------------------------------------------------------
+# Whether something still runs is tried in a browser, in test_pages_of_submissions.py.
+
+
+@pytest.mark.parametrize(
+    ("given", "clean", "told"),
+    [
+        ("<b>a</b> &lt; 2 &amp; c", "<b>a</b> &lt; 2 &amp; c", ""),
+        ("<style>p {}</style><script>x</script>a", "a", "a script"),
+        ('<p onclick="x" onload="y">a</p>', "<p>a</p>", "2 event handlers"),
+        ('<a href="java&#115;cript:x">a</a>', "a", "a link that runs code"),
+        ('<a href="files/javascript:x">a</a>', "a", "a link that runs code"),
+        ('<a href="https://x.org/?a&amp;b">a</a>', "a (https://x.org/?a&amp;b)", ""),
+        ('<img src="https://x.org" alt="&lt;b&gt;">', "[picture: &lt;b&gt;]", ""),
+        ('<img src="data:image/svg+xml;base64,AA">', "[picture: not shown]", ""),
+        ('<p style="color:red">a</p>', '<p style="color:red;">a</p>', ""),
+        ('<p style="color:re\\64;">a</p>', "<p>a</p>", ""),
+        ('<p class="comment">a</p><p id="score">b</p>', "<p>a</p><p>b</p>", ""),
+        ("&#92;hr&#101;f{x}", "\\\u200chref{x}", "a LaTeX macro that links or loads"),
+        ("C:\\data <code>\\href{x}</code>", "C:\\\u200cdata <code>\\\u200chref{x}</code>", ""),
+    ],
+)
+def test_html_is_cleaned_and_what_is_not_honest_told(given, clean, told):
+    assert cleaning.clean_html(given) == clean
+    found = cleaning.findings(given)
+    assert (cleaning.in_words(found) if found else "") == told
+    assert cleaning.clean_html(clean) == clean
+
+
+def test_drawings_keep_their_shapes():
+    head = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    svg = f'{head} width="9"><script>x</script><g clip-path="url(#a)" onload="x">'
+    svg += '<use xlink:href="#b"/>'
+    svg += '<use href="http://x.org#c"/><path style="fill: url(http://x.org)" d="M 0 0"/></g></svg>'
+    clean = cleaning.clean_svg(svg)
+    assert 'width="9"' in clean and 'clip-path="url(#a)"' in clean and 'd="M 0 0"' in clean
+    assert 'xlink:href="#b"' in clean
+    assert not any(word in clean for word in ("script", "onload", "x.org"))
+    for broken in ("<svg>", "<p>a</p>", '<!DOCTYPE svg [<!ENTITY a "b">]><svg/>', 3):
+        assert cleaning.clean_svg(broken) == ""
+
+
+def test_text_keeps_its_colours_only():
+    text = "\x1b[31mred\x1b[0m\x1b]8;;javascript:x\x07link\x1b]8;;\x07\x1b[2J\x00\tend\n"
+    assert cleaning.clean_text(text) == "\x1b[31mred\x1b[0mlink\tend\n"
+
+
+def test_outputs_are_text_and_pictures():
+    data = {
+        "text/plain": "<IPython.core.display.Latex object>",
+        "text/latex": "$x$",
+        "application/vnd.x+json": {},
+    }
+    shown = new_output("display_data", data, metadata={"application/vnd.x+json": {"x": 1}})
+    assert not clean_output(shown)
+    assert (shown.data, shown.metadata) == ({"text/plain": "$x$"}, {})
+    picture = {"image/png": "AAAA", "image/jpeg": '"><b>'}
+    sizes = {"image/png": {"width": "1 onerror=x", "height": 3}}
+    shown = new_output("display_data", picture, metadata=sizes)
+    assert not clean_output(shown)
+    assert (shown.data, shown.metadata) == ({"image/png": "AAAA"}, {"image/png": {"height": 3}})
+    shown = new_output("display_data", {"application/javascript": "alert(1)"})
+    assert clean_output(shown) == {"JavaScript output": 1}
+    assert shown.data == {"text/plain": "alert(1)"}
+
+
+def test_an_output_with_a_line_of_a_hidden_test_is_not_shown():
+    role = {"grade": True, "solution": False, "locked": True, "grade_id": "test", "points": 1}
+    role |= {"schema_version": 3, "task": False, "cell_type": "code"}
+    test = new_code_cell(f"assert double(1) == 2{HIDDEN}", metadata={"nbgrader": role})
+    printed = new_output("stream", text="✓ right\nnumber 0\n")
+    test.outputs = [printed, new_output("display_data", {"text/plain": "0"})]
+    other = new_code_cell("print(1)", outputs=[new_output("stream", text=repr(HIDDEN))])
+    honest = new_code_cell("print(1)", outputs=[new_output("stream", text="double(0) is 0")])
+    notebook = new_notebook(cells=[test, other, honest])
+    HideHiddenTests().preprocess(notebook, {})
+    assert [output.text for output in test.outputs] == [
+        "✓ right\n(what your code prints while hidden tests run is not shown)\n"
+    ]
+    assert other.outputs[0].text == "(not shown: it repeats a hidden test)\n"
+    assert honest.outputs[0].text == "double(0) is 0"

@@ -5,6 +5,7 @@ The steps of nbgrader's pipeline, in their order:
 restore.py   gives a submission the cells of the release again, whatever has become of them
 execute.py   runs it, and says under which limits
 scores.py    starts from zero, and leaves to a person what could not be trusted; late work
+harmless.py  leaves in the graded copy only what cannot run in a browser
 feedback.py  keeps hidden tests out of the pages that students get
 
 What they stand on:
@@ -14,6 +15,8 @@ kernel.py    runs cells there, within limits, and survives whatever they do
 guard.py     runs inside the kernel: puts back what a submission replaced
 submission.py  runs the cells one by one, and goes on when the kernel dies
 trust.py     asks the guard around each test, and decides whether its score counts
+cleaning.py  HTML, Markdown, drawings and text in which nothing can run
+pages.py     how the Formgrader and the feedback show them, and a policy in the head of each page
 reading.py   what can be read from code without running it
 report.py    the lines for the lecturer
 

@@ -3,6 +3,7 @@
 Each line stands in nbgrader's log after ``attention:``; tools/grade.py collects them.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from nbformat import NotebookNode
 from nbgrader.preprocessors import NbGraderPreprocessor
 
 ATTENTION = "attention: "
+HIDDEN = "BEGIN HIDDEN TESTS"  # in a cell before them, as nbgrader has it
+COLOURS = re.compile(r"\x1b\[[\d;]*m")
 
 
 def first_line(text: str, length: int = 100) -> str:

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,9 +14,10 @@ from nbgrader import utils
 
 from safe_grading import guard, reading
 from safe_grading.kernel import Kernel, Result, error_output
-from safe_grading.report import Step, first_line, grade_id
+from safe_grading.report import COLOURS, HIDDEN, Step, first_line, grade_id
 
 PATIENCE = 30  # seconds for an answer of the guard
+PLACE = "<test>"  # the name under which a test with hidden parts is compiled
 INSTALL = """\
 import builtins as _b
 _g = {{'__builtins__': dict(vars(_b)), '__name__': '_'}}
@@ -70,6 +72,10 @@ class GuardedKernel(Kernel):
             threads=[first_line(str(name)) for name in report["threads"]],
         )
 
+    def test(self) -> str:
+        """Return code that runs the test which the guard has compiled."""
+        return f"get_ipython().kernel.{self._place}.test()"
+
     def shows_failures(self) -> bool:
         """Return whether a failure put there on purpose is reported."""
         token = secrets.token_hex(8)
@@ -87,17 +93,23 @@ class Trust:
 
     def run(self, kernel: GuardedKernel, cell: NotebookNode, timeout: float) -> Result:
         """Run a locked cell between two looks of the guard."""
-        self._enter(kernel, cell)
-        result = kernel.run(cell.source, timeout)
+        hidden = utils.is_grade(cell) and HIDDEN in cell.source
+        guarded = self._enter(kernel, cell)
+        if hidden and guarded:
+            # Only now: before, a name of the submission could have stood for the guard.
+            self._ask(kernel, cell, f"prepare({cell.source!r}, {PLACE!r})")
+        result = kernel.run(kernel.test() if hidden else cell.source, timeout)
+        if hidden:
+            _show_places(cell, result)
         self._leave(kernel, cell, result)
         if utils.is_grade(cell) and not result.failed and not kernel.shows_failures():
             self._distrust(cell, result, "a failure put there on purpose was not reported")
         return result
 
-    def _enter(self, kernel: GuardedKernel, cell: NotebookNode) -> None:
+    def _enter(self, kernel: GuardedKernel, cell: NotebookNode) -> bool:
         replaced = self._ask(kernel, cell, "enter()")
         if replaced is None:
-            return
+            return False
         names = [one for one in replaced.names if one not in self.told]
         self.told |= {one for one in names if one.startswith("the name")}  # not put back
         if names:
@@ -105,6 +117,7 @@ class Trust:
         if replaced.threads:
             threads = ", ".join(replaced.threads[:5])
             self.step.tell(f"threads still run at {grade_id(cell)}: {threads}")
+        return True
 
     def _leave(self, kernel: GuardedKernel, cell: NotebookNode, result: Result) -> None:
         test = utils.is_grade(cell)
@@ -160,3 +173,24 @@ def _unasked_lines(output: Any) -> int:
         return 0
     output.name = "stdout"
     return sum(bool(line) and not line.startswith("✓") for line in output.text.splitlines())
+
+
+def _show_places(cell: NotebookNode, result: Result) -> None:
+    """Write into the errors of a test that had no source what IPython would have written."""
+    lines, number = cell.source.split("\n"), result.reply.get("execution_count")
+
+    def place(found: re.Match[str]) -> str:
+        line = int(found[1])
+        source = lines[line - 1].strip() if line <= len(lines) else ""
+        return f"Cell In[{number}], line {line}{found[2]}\n    {source}"
+
+    for output in result.outputs:
+        if output.output_type == "error":
+            told = []
+            for text in output.traceback:
+                plain = COLOURS.sub("", text)
+                if re.search(r"<guard>:\d+ in test\b|\.test\(\)$", plain.strip()):
+                    continue
+                again = re.sub(r"File <test>:(\d+)(.*)", place, plain)
+                told.append(text if again == plain else again)
+            output.traceback = told
