@@ -889,7 +889,8 @@ REWRITES: dict[str, Callable[[ast.Module], None]] = {
 }
 # Where a question says what to return, nothing else is right; a cache needs what can be hashed.
 NOT_HERE = {
-    ("checkpointed-layer", "padding same"), ("evaluate", "NumPy scalars"), ("evaluate", "0-d tensors"), ("mended-freeze", "lambda"),
+    ("checkpointed-layer", "padding same"),
+    ("evaluate", "NumPy scalars"), ("evaluate", "0-d tensors"), ("mended-freeze", "lambda"),
     *((cell, "lru_cache") for cell in (
         "receptive-field", "branches", "run-in-state", "evaluate", "interval", "mended-train",
         "sources", "strength-and-contribution", "heatmap", "mended-rises", "books", "depths",
