@@ -360,7 +360,7 @@ def merged_kernel(answer: Any) -> str:
     def merged(first: Tensor, second: Tensor) -> Tensor:
         return (second[:, :, None] * first[None, :, :]).sum(dim=1)
 
-    require_for_all(answer, merged, list(zip(weights, kernels, strict=True)))
+    require_for_all(answer, merged, list(zip(weights, kernels, strict=True)), False)
     return f"{name} does in one step what the two convolutions do in turn"
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from densenet_from_scratch.course.checks.battery import require_for_all
 from densenet_from_scratch.course.checks.by_hand import mix_or_convolve_by_hand
-from densenet_from_scratch.course.checks.compare import same_result
+from densenet_from_scratch.course.checks.compare import as_python, same_result
 from densenet_from_scratch.course.checks.conditions import ANYTHING
 from densenet_from_scratch.course.checks.core import (
     as_check,
@@ -128,7 +128,7 @@ def oldest_first(answer: Any) -> str:
     def oldest(weight: Tensor, widths: list[int]) -> Tensor:
         return torch.cat(weight.split(widths[::-1], dim=1)[::-1], dim=1)
 
-    require_for_all(answer, oldest, cases)
+    require_for_all(answer, oldest, cases, False)
     return f"{name} puts the oldest source first and keeps each source together"
 
 
@@ -518,7 +518,7 @@ def _call_rises(answer: Any, name: str, survey: _Survey) -> tuple[str, Any]:
     hint = "Mend only what is broken: the rest of the function ran."
     given = survey.weight, survey.widths, survey.loss
     # What it leaves behind has a check, and messages, of its own.
-    result = call_answer(what, answer, *given, hint=hint, may_change=ANYTHING)
+    result = as_python(call_answer(what, answer, *given, hint=hint, may_change=ANYTHING))
     hint = "Is a `return` missing?" if result is None else "The question asks for a list of floats."
     require(
         type(result) in (list, tuple) and all(type(value) in (int, float) for value in result),

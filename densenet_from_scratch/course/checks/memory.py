@@ -21,12 +21,13 @@ from densenet_from_scratch.course.checks.by_hand import (
     mix_by_hand,
     normalise_by_hand,
 )
-from densenet_from_scratch.course.checks.compare import same_values
+from densenet_from_scratch.course.checks.compare import as_python, same_values
 from densenet_from_scratch.course.checks.core import (
     as_check,
     build_answer,
     call_answer,
     mistake_of,
+    name_of,
     random_maps,
     require,
     require_none,
@@ -192,7 +193,7 @@ def counted_maps(answer: Any) -> str:
     values: tuple[Any, ...] = ()
     for text, case in zip(modules, cases, strict=True):
         hint = "A hook gets tensors of any shape, statistics with one axis, too."
-        value = call_answer(f"{name} for {text}", answer, *case, hint=hint)
+        value = as_python(call_answer(f"{name} for {text}", answer, *case, hint=hint))
         hint = "Is a `return` missing?" if value is None else "A count is a Python int."
         require(type(value) is int, f"{name} gives a {type(value).__name__}.\n{hint}")
         values += (value,)
@@ -236,7 +237,8 @@ def counted_maps(answer: Any) -> str:
         "In the backward pass operations ask for what they have stored: what do your two hooks "
         "hand on?"
     )
-    value = call_answer(what, answer, _OwnBackward(), torch.randn(2, 3, 4, 4), hint=hint)
+    own = _OwnBackward(), torch.randn(2, 3, 4, 4)
+    value = as_python(call_answer(what, answer, *own, hint=hint))
     require(value == 6, f"{what} gives {value}, which is wrong.\n{hint}")
     return f"{name} counts each stored tensor once, and no parameter"
 
@@ -671,7 +673,7 @@ def _call(answer: Any, names: Sequence[str], case: dict[str, Tensor]) -> tuple[T
     value = call_answer(what, answer, *arguments, hint=hint)
     hint = "Is a `return` missing?" if value is None else "Return grad_x, grad_gamma, grad_beta."
     require(
-        type(value) in (tuple, list) and len(value) == 3,
+        isinstance(value, tuple | list) and len(value) == 3,
         f"{what} gives a {type(value).__name__}, not three tensors.\n{hint}",
     )
     maps, channels = tuple(case["grad"].shape), (case["grad"].shape[1],)
@@ -691,7 +693,7 @@ def normalisation_gradients_shape(answer: Any) -> str:
     """A gradient has the shape of what it is the gradient of; nothing given is changed."""
     for shape in _SHAPES:
         _call(answer, ("grad", "x_hat", "inverse", "gamma"), _case(shape))
-    return f"{answer.__name__} gives three gradients of the right shapes, and changes nothing"
+    return f"{name_of(answer)} gives three gradients of the right shapes, and changes nothing"
 
 
 def _sum_mistakes(grad: Tensor, x_hat: Tensor) -> dict[str, Tensor | list[Tensor]]:
@@ -766,7 +768,7 @@ def _wrong_grad_x(case: dict[str, Tensor], grad: Tensor) -> dict[str, Tensor]:
 @as_check
 def normalisation_gradients_values(answer: Any) -> str:
     """The three gradients are autograd's."""
-    name = answer.__name__ if type(answer) is FunctionType else ""
+    name = name_of(answer)
     for shape in _SHAPES:
         case = _case(shape)
         grad_x, grad_gamma, grad_beta = _call(answer, ("grad", "x_hat", "inverse", "gamma"), case)
@@ -793,7 +795,7 @@ def normalisation_gradients_values(answer: Any) -> str:
 @as_check
 def activated_gradients_values(answer: Any) -> str:
     """With a ReLU behind, the gradients are autograd's, too."""
-    name = answer.__name__ if type(answer) is FunctionType else ""
+    name = name_of(answer)
     for shape in _SHAPES:
         case = _case(shape)
         values = _call(answer, ("grad", "x_hat", "inverse", "gamma", "beta"), case)

@@ -186,7 +186,7 @@ def evaluate_values(answer: Any) -> str:
     result = call_answer(what, answer, network.train(), batches, may_change=TRAINING)
     hint = "Is a `return` missing?" if result is None else "Return two Python numbers: .item()."
     require(
-        type(result) in (tuple, list)
+        isinstance(result, tuple | list)
         and len(result) == 2
         and all(type(value) in (int, float) for value in result),
         f"{what} does not give a pair of numbers (loss, accuracy).\n{hint}",

@@ -325,7 +325,7 @@ def pooled_kernel(answer: Any) -> str:
         "pixels: what stands before each number that is read?",
     )
     cases = [(random_maps(1, 1, 1, 1),), (random_maps(6, 2, 1, 1),)]
-    require_for_all(answer, lambda weight: weight.tile(2, 2) / 4, cases)
+    require_for_all(answer, lambda weight: weight.tile(2, 2) / 4, cases, False)
     return f"{name} mixes and averages in one step"
 
 
