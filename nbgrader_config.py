@@ -26,6 +26,7 @@ c.CourseDirectory.feedback_directory = "grading/feedback"
 c.CourseDirectory.db_url = f"sqlite:///{grading / 'gradebook.db'}"
 
 c.ExportPlugin.to = "grading/grades.csv"
+c.ExportApp.plugin_class = "safe_grading.export.Table"
 
 # What a learning platform gives belongs in grading/downloaded/01-plain/archive/, as it is: archives
 # of Moodle, Canvas or Blackboard, or folders and files with the students' names.

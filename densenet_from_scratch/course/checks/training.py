@@ -256,7 +256,7 @@ _SEEDS = [
 
 def _draw_seeds(chance: Random) -> tuple[list[float], list[float], float]:
     """Errors of two networks, some of them the same in every seed, or better in each by as much."""
-    first = [round(chance.uniform(2, 30), 2) for _ in range(chance.randint(2, 9))]
+    first = [round(chance.uniform(2, 30), 2) for _ in range(chance.randint(2, 15))]
     second = [round(a + chance.choice((-4, 0, 4)) + chance.gauss(0, 2), 2) for a in first]
     if chance.random() < 0.2:
         shift = chance.choice((-2, 0, 2))

@@ -210,7 +210,7 @@ def draw_blocks(chance: Random) -> list[int]:
 
 
 def _draw_transition(chance: Random) -> tuple[int, float, int, int, bool]:
-    height, width = chance.choices(range(2, 40), k=2)
+    height, width = chance.choices(range(2, 200), k=2)
     return chance.randint(1, 600), chance.choice(THETAS), height, width, chance.random() < 0.5
 
 
