@@ -161,6 +161,12 @@ def test_what_cannot_be_done_ends_in_one_line(options, message):
     assert "\n" not in str(caught.value)
 
 
+def test_what_is_not_installed_ends_in_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)  # as if it were not there
+    with pytest.raises(SystemExit, match="^error: scikit-learn is not installed: bring it with"):
+        main(SMALL)
+
+
 @pytest.mark.slow
 def test_it_runs_as_a_module():
     command = [sys.executable, "-W", "error", "-m", "densenet_from_scratch.train", "--help"]
