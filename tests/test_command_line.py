@@ -163,7 +163,7 @@ def test_what_cannot_be_done_ends_in_one_line(options, message):
 
 def test_what_is_not_installed_ends_in_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)  # as if it were not there
-    with pytest.raises(SystemExit, match="^error: scikit-learn is not installed: bring it with"):
+    with pytest.raises(SystemExit, match=r"^error: scikit-learn is not installed: bring it with"):
         main(SMALL)
 
 

@@ -66,7 +66,7 @@ class Stopping(Dataset):
     targets = LABELS[:20]
 
     def __init__(self, reads: int) -> None:
-        self.reads = reads
+        self.reads = reads + 8  # of its first and last image, before training
 
     def __len__(self) -> int:
         return len(TRAIN_SET)
@@ -612,6 +612,88 @@ def test_a_checkpoint_of_something_else_is_refused_whole(
     assert "last.pt" in str(caught.value) and "\n" not in str(caught.value)
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
     assert files == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+class Flipped(Dataset):
+    """The training images, half of them mirrored at random."""
+
+    def __len__(self) -> int:
+        return len(TRAIN_SET)
+
+    def __getitem__(self, index: int):
+        image, label = TRAIN_SET[index]
+        return (image.flip(-1) if torch.rand(()) < 0.5 else image), label
+
+
+def other_rate(name: str) -> DenseNet:
+    model = small_net()
+    part, _, setting = name.rpartition(".")
+    setattr(model.get_submodule(part), setting, 0.25)
+    return model
+
+
+OTHER_LABELS = TensorDataset(IMAGES[:20], 1 - LABELS[:20])
+OTHER_IMAGES = TensorDataset(torch.cat((IMAGES[:19], IMAGES[:1])), LABELS[:20])
+
+
+@pytest.mark.parametrize(
+    "model, changes, message",
+    [
+        (
+            other_rate("blocks.1.layers.0.drop_rate"),
+            {},
+            r"1\.layers\.0\.drop_rate = 0\.3, got 0\.25$",
+        ),
+        (
+            other_rate("norm.eps"),
+            {},
+            r"model must be .*last\.pt, with norm\.eps = 1e-05, got 0\.25$",
+        ),
+        (small_net(), {"train_set": OTHER_LABELS}, r"train_set must be .* with other labels$"),
+        (small_net(), {"train_set": OTHER_IMAGES}, r"train_set must .* other first or last image$"),
+        (
+            small_net(),
+            {"eval_set": Subset(EVAL_SET, range(9, -1, -1))},
+            r"eval_set must be that of",
+        ),
+    ],
+    ids="drop rate,eps,labels,image,order".split(","),
+)
+def test_other_settings_or_images_of_the_same_number_are_refused(model, changes, message, tmp_path):
+    run(small_net(), Recipe(epochs=1, batch_size=4), run_dir=tmp_path)
+    sets = {"train_set": TRAIN_SET, "eval_set": EVAL_SET} | changes
+    with pytest.raises(ValueError, match=message) as caught:
+        run(model, Recipe(epochs=1, batch_size=4), *sets.values(), run_dir=tmp_path, resume=True)
+    assert "last.pt" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_images_that_differ_at_each_reading_are_not_compared(tmp_path):
+    """Nor does looking at them draw a random number."""
+    for seed in range(8):
+        torch.manual_seed(seed)
+        state = torch.get_rng_state()
+        assert checkpoints.fingerprint(Flipped()) == {"labels": None, "images": None}
+        assert torch.equal(torch.get_rng_state(), state)
+    recipe = Recipe(epochs=1, batch_size=4)
+    run(small_net(), recipe, Flipped(), run_dir=tmp_path)
+    run(small_net(), recipe, Flipped(), run_dir=tmp_path, resume=True)
+
+
+def test_images_that_differ_by_rounding_are_the_same(tmp_path):
+    """Another machine, with the same data, may go on."""
+    recipe = Recipe(epochs=1, batch_size=4)
+    run(small_net(), recipe, run_dir=tmp_path)
+    rounded = TensorDataset(IMAGES[:20] * (1 + 1e-6), LABELS[:20].int())
+    run(small_net(), recipe, rounded, run_dir=tmp_path, resume=True)
+
+
+def test_a_checkpoint_without_settings_and_data_can_be_resumed(tmp_path):
+    recipe = Recipe(epochs=1, batch_size=4)
+    run(small_net(), recipe, run_dir=tmp_path)
+    state = torch.load(tmp_path / "last.pt")
+    del state["settings"], state["data"]
+    torch.save(state, tmp_path / "last.pt")
+    run(other_rate("norm.eps"), recipe, OTHER_LABELS, run_dir=tmp_path, resume=True)
 
 
 @pytest.mark.parametrize("efficient", [True, "checkpoint"])

@@ -33,8 +33,10 @@ from densenet_from_scratch.data import (
 from densenet_from_scratch.train.checkpoints import (
     History,
     check_run_dir,
+    fingerprint,
     read_checkpoint,
     save_run,
+    settings_of,
     signature,
 )
 
@@ -125,8 +127,10 @@ def train(
             ``history.json`` and ``history.csv``, written after each epoch. A run that is there
             already is not overwritten. ``torch.load(path)["model"]`` of a checkpoint is what
             ``model.load_state_dict`` takes.
-        resume: go on from ``last.pt`` in ``run_dir``, as if the run had never stopped. The images,
-            of which only the numbers are compared, and the drop rates must be as they were.
+        resume: go on from ``last.pt`` in ``run_dir``, as if the run had never stopped. Network,
+            recipe and data must be as they were. Of the data are compared: how many images there
+            are, all labels where they can be had without the images, and the first and the last
+            image where they are not augmented at random.
         num_workers: processes that prepare images.
         progress: show the bar.
         label: what stands before the bar.
@@ -134,8 +138,8 @@ def train(
     Raises:
         ValueError: an argument is out of range, ``device`` does not exist here, the model and the
             images do not fit, ``run_dir`` cannot be written to, ``resume`` without ``run_dir``, or
-            the checkpoint belongs to another recipe, to a network with other tensors, or to data
-            sets of other lengths.
+            the checkpoint belongs to another recipe, to a network with other tensors or settings,
+            or to other data.
         FileExistsError: ``run_dir`` holds a run, and ``resume`` is false.
         FileNotFoundError: ``resume`` and no ``last.pt`` in ``run_dir``.
         FloatingPointError: the loss became infinite or NaN.
@@ -161,7 +165,11 @@ def train(
     with _left_as_it_is(model):
         _try_out(model.train(), train_set, "train_set", min(last, 2), device)
         _try_out(model.eval(), eval_set, "eval_set", 1, device)
-    run = {"recipe": asdict(recipe), "images": sizes, "network": signature(model)}
+    run: dict[str, Any] = {}
+    if run_dir is not None:
+        run = {"recipe": asdict(recipe), "images": sizes, "network": signature(model)}
+        run["settings"] = settings_of(model)
+        run["data"] = {"train_set": fingerprint(train_set), "eval_set": fingerprint(eval_set)}
     saved = read_checkpoint(run_dir, run, device) if run_dir is not None and resume else None
     optimizer = _make_optimizer(model, recipe)
     scheduler = _make_scheduler(optimizer, recipe, steps_per_epoch=len(loader))
