@@ -124,12 +124,12 @@ def load_data(
 
 
 def need(module: str, package: str) -> None:
-    """Raise ``ImportError`` in one line where a module of the extra ``data`` is not installed."""
+    """Raise ``ImportError`` in one line where a package of the extra ``data`` is missing."""
     try:
         import_module(module)
     except ImportError:
         raise ImportError(
-            f'{package} is not installed: bring it with pip install "densenet-from-scratch[data]"'
+            f"{package} is not installed: bring it with pip install {package}"
         ) from None
 
 

@@ -197,7 +197,7 @@ except ImportError as error:
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n")[:2] == [
         "torch.Size([1, 10])",
-        'scikit-learn is not installed: bring it with pip install "densenet-from-scratch[data]"',
+        "scikit-learn is not installed: bring it with pip install scikit-learn",
     ]
 
 
