@@ -344,11 +344,11 @@ def test_the_best_checkpoint_is_the_best(accuracies, best, tmp_path, monkeypatch
     """The highest accuracy counts; of equal ones, the last."""
     seen, results = [], iter(accuracies)
 
-    def scripted(model, loader, device):
+    def scripted(model, loader, device, name):
         seen.append({key: value.clone() for key, value in model.state_dict().items()})
         return 0.0, next(results)
 
-    monkeypatch.setattr(train_module, "evaluate", scripted)
+    monkeypatch.setattr(train_module, "_evaluate", scripted)
     run(small_net(), run_dir=tmp_path)
     state = torch.load(tmp_path / "best.pt")
     assert state["history"]["eval_accuracy"] == accuracies[:best]
@@ -465,11 +465,11 @@ def test_a_save_that_fails_costs_no_more_than_an_epoch(saves, error, tmp_path, m
     The accuracy rises, so that each epoch saves twice: best.pt and last.pt.
     """
 
-    def rising(model, loader, device):
+    def rising(model, loader, device, name):
         rising.epoch += 1
         return 0.0, rising.epoch / 10
 
-    monkeypatch.setattr(train_module, "evaluate", rising)
+    monkeypatch.setattr(train_module, "_evaluate", rising)
     rising.epoch = 0
     whole, broken, resumed = small_net(), small_net(), small_net()
     run(whole, run_dir=tmp_path / "whole")
@@ -851,6 +851,21 @@ def test_a_wrong_label_that_only_reading_shows_is_named_when_it_is_read():
         run(small_net(), train_set=Pairs(*pairs))
     with pytest.raises(ValueError, match=f"^data {LABEL} 5$"):
         evaluate(small_net(), Pairs(*pairs), "cpu")
+
+
+def test_an_error_names_the_argument_that_was_given():
+    """What evaluates is one function, and its callers call the images differently."""
+    pairs = Pairs(*[(IMAGES[n], int(n == 9) * 5) for n in range(20)])
+    with pytest.raises(ValueError, match=f"^eval_set {LABEL} 5$"):
+        run(small_net(), eval_set=pairs)
+    for nothing, message in (([], "hold at least one image, got 0"), (3, "be a data set, .* int$")):
+        with pytest.raises(ValueError, match=f"^data must {message}"):
+            evaluate(small_net(), nothing, "cpu")
+
+
+def test_one_epoch_is_called_one(capsys):
+    run(small_net(), Recipe(epochs=1, batch_size=4), train_set=Stopping(3), label="mine")
+    assert "mine: stopped after 0 of 1 epoch\n" in capsys.readouterr().out
 
 
 def test_evaluating_nothing():

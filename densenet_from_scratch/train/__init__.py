@@ -190,7 +190,7 @@ def train(
             train_loss, train_accuracy = _train_epoch(
                 model, loader, optimizer, scheduler, recipe.amp, device, bar
             )
-            eval_loss, eval_accuracy = evaluate(model, eval_loader, device)
+            eval_loss, eval_accuracy = _evaluate(model, eval_loader, device, "eval_set")
             _check_loss(eval_loss, "eval_set")
             seconds = perf_counter() - started
             history.add(train_loss, train_accuracy, eval_loss, eval_accuracy, seconds)
@@ -199,7 +199,8 @@ def train(
                 save_run(run_dir, model, optimizer, scheduler, run, history)
     except KeyboardInterrupt:
         history.interrupted = True
-        tqdm.write(f"{label}: stopped after {len(history)} of {recipe.epochs} epochs")
+        plural = "s" * (recipe.epochs != 1)
+        tqdm.write(f"{label}: stopped after {len(history)} of {recipe.epochs} epoch{plural}")
     finally:
         bar.close()
         model.eval()
@@ -220,17 +221,25 @@ def evaluate(
         ValueError: there is no image, or a label is no class number of the model.
     """
     device = check_device(device)
-    loader = data if isinstance(data, DataLoader) else make_loader(data, batch_size=256)
-    model.to(device).eval()
+    if isinstance(data, DataLoader):
+        return _evaluate(model.to(device), data, device, "data")
+    check_dataset("data", data)
+    return _evaluate(model.to(device), make_loader(data, batch_size=256), device, "data")
+
+
+def _evaluate(
+    model: nn.Module, loader: DataLoader, device: torch.device, name: str
+) -> tuple[float, float]:
+    model.eval()
     loss, correct, count = 0.0, 0, 0
     with torch.no_grad():
         for batch in loader:
-            logits, labels = _apply(model, batch, "data", device)
+            logits, labels = _apply(model, batch, name, device)
             loss += F.cross_entropy(logits, labels, reduction="sum").item()
             correct += _count_correct(logits, labels)
             count += len(labels)
     if count == 0:
-        raise ValueError("data must hold at least one image, got 0")
+        raise ValueError(f"{name} must hold at least one image, got 0")
     return loss / count, correct / count
 
 
