@@ -22,8 +22,16 @@ FOLDER = Path(densenet_from_scratch.__file__).parent
 # A module imports only from floors below its own; a folder's own name is its ``__init__``.
 FLOORS = [
     {"internals"},
-    {"arguments", "stem", "kernels.layout", "measure.signals"},
-    {"data", "measure.timing", "measure.counts", "measure.memory", "measure.reuse", "plain"},
+    {"arguments", "kernels.layout", "measure.signals"},
+    {
+        "stem",
+        "data",
+        "measure.timing",
+        "measure.counts",
+        "measure.memory",
+        "measure.reuse",
+        "plain",
+    },
     {"measure", "kernels.cpu", "kernels.reference"},
     {"residual", "dense", "transition", "osa", "kernels"},
     {"efficient.as_built", "efficient.shared"},

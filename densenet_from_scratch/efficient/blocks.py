@@ -28,7 +28,6 @@ from densenet_from_scratch.efficient.shared import (
 from densenet_from_scratch.internals import is_watched
 from densenet_from_scratch.kernels.layout import memory_format
 
-
 PARTS_OF_A_READER = ("norm", "pool_size", "pools_first", "after_pooling")
 
 
