@@ -1,7 +1,7 @@
 """One-line errors for bad arguments: they name the argument, the value and what is allowed."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any
 
@@ -46,6 +46,14 @@ def check_choice(name: str, value: Any, allowed: Iterable[Any]) -> Any:
     # 1 == True in Python, so an equal value of another type is not good enough.
     if not any(value == choice and type(value) is type(choice) for choice in allowed):
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+    return value
+
+
+def check_mapping(name: str, value: Any, content: str) -> Mapping[Any, Any]:
+    """Return ``value`` if it is a mapping that is not empty; raise ``ValueError`` if not."""
+    if not isinstance(value, Mapping) or not value:
+        given = "none" if isinstance(value, Mapping) else type(value).__name__
+        raise ValueError(f"{name} must hold {content} by name, got {given}")
     return value
 
 

@@ -124,12 +124,12 @@ def load_data(
 
 
 def need(module: str, package: str) -> None:
-    """Raise ``ImportError`` in one line where a module of the extra ``data`` is not installed."""
+    """Raise ``ImportError`` in one line where a package of the extra ``data`` is missing."""
     try:
         import_module(module)
     except ImportError:
         raise ImportError(
-            f'{package} is not installed: bring it with pip install "densenet-from-scratch[data]"'
+            f"{package} is not installed: bring it with pip install {package}"
         ) from None
 
 
@@ -321,13 +321,13 @@ def make_loader(
 
     Raises:
         ValueError: ``dataset`` is empty or no data set, ``batch_size`` is not positive,
-            ``num_workers`` is negative or ``seed`` out of range.
+            ``num_workers`` is negative, ``seed`` out of range or ``shuffle`` no truth value.
     """
     check_dataset("dataset", dataset)
     return DataLoader(
         dataset,
         check_count("batch_size", batch_size),
-        shuffle=shuffle,
+        shuffle=check_choice("shuffle", shuffle, (False, True)),
         num_workers=check_count("num_workers", num_workers, minimum=0),
         generator=torch.Generator().manual_seed(check_seed(seed)),
     )

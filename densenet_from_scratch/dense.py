@@ -159,6 +159,7 @@ class DenseBlock(nn.Module):
         check_count("num_layers", num_layers)
         check_count("in_channels", in_channels)
         check_count("growth_rate", growth_rate)
+        check_count("bn_size", bn_size)
         widths = range(in_channels, in_channels + num_layers * growth_rate, growth_rate)
         self.layers = nn.ModuleList(
             BottleneckLayer(width, growth_rate, bn_size, drop_rate, drop_after)

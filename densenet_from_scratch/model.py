@@ -192,9 +192,11 @@ class DenseNet(nn.Module):
 
         Raises:
             ValueError: ``x`` is not a batch of images with ``in_channels`` channels, or is smaller
-                than ``minimum_size`` pixels.
+                than ``minimum_size`` pixels; or ``features`` was set to None.
         """
         if self.why_not_features():
+            if self.features is None:
+                raise ValueError("features must be a module, or overridden by a method, got None")
             pooled = F.relu(self.features(x)).mean(dim=(2, 3))  # global average pooling: (N, C)
         else:
             pooled = run(self.blocks[-1], Head(self.norm), self.up_to_last_block(x))

@@ -6,6 +6,8 @@ Huang et al. (2017), "Densely Connected Convolutional Networks", section 3 and T
 
 from torch import nn
 
+from densenet_from_scratch.arguments import check_count
+
 
 class SmallStem(nn.Sequential):
     """The stem for small images: one 3×3 convolution at full size (section 3).
@@ -13,10 +15,15 @@ class SmallStem(nn.Sequential):
     Args:
         in_channels: channels of the image.
         out_channels: maps it makes, k_0.
+
+    Raises:
+        ValueError: a count is not a positive integer.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
+        check_count("in_channels", in_channels)
+        check_count("out_channels", out_channels)
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
 
 
@@ -28,10 +35,15 @@ class ImageNetStem(nn.Sequential):
     Args:
         in_channels: channels of the image.
         out_channels: maps it makes, k_0.
+
+    Raises:
+        ValueError: a count is not a positive integer.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
+        check_count("in_channels", in_channels)
+        check_count("out_channels", out_channels)
         self.conv = nn.Conv2d(
             in_channels, out_channels, kernel_size=7, stride=2, padding=3, bias=False
         )

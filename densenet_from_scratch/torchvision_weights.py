@@ -10,7 +10,7 @@ def to_torchvision(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename a :class:`DenseNet`'s weights to torchvision's keys; the tensors are shared.
 
     Raises:
-        ValueError: ``state_dict`` is no mapping.
+        ValueError: ``state_dict`` is no mapping of names.
     """
     _check_weights(state_dict)
     rules = (
@@ -32,7 +32,7 @@ def from_torchvision(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     The tensors are shared.
 
     Raises:
-        ValueError: ``state_dict`` is no mapping.
+        ValueError: ``state_dict`` is no mapping of names.
     """
     _check_weights(state_dict)
     rules = (
@@ -54,6 +54,9 @@ def _check_weights(state_dict: Mapping[str, Tensor]) -> None:
         raise ValueError(
             f"state_dict must map names to tensors, as network.state_dict() does, got a {kind}"
         )
+    for key in state_dict:
+        if not isinstance(key, str):
+            raise ValueError(f"state_dict must map names to tensors, got the key {key!r}")
 
 
 def _rename(key: str, rules: Sequence[tuple]) -> str:

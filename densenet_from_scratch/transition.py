@@ -1,5 +1,7 @@
 """Transitions: fewer and smaller feature maps between two dense blocks (chapter 6)."""
 
+from fractions import Fraction
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,7 +30,9 @@ class Transition(nn.Module):
         super().__init__()
         check_count("in_channels", in_channels)
         check_fraction("compression", compression)
-        self.out_channels = int(in_channels * compression)
+        # As a fraction: in floating point, ⌊0.7 · 90⌋ would be 62.
+        theta = Fraction(float(compression)).limit_denominator(10**6)
+        self.out_channels = int(in_channels * theta)
         if self.out_channels < 1:
             raise ValueError(
                 f"compression must leave at least one of {in_channels} maps, got {compression!r}"

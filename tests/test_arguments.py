@@ -31,10 +31,11 @@ from densenet_from_scratch import (
 from densenet_from_scratch.arguments import check_device
 from densenet_from_scratch.course.plots import connectivity, image_grid
 from densenet_from_scratch.data import make_loader, stratified_split, stratified_subset
-from densenet_from_scratch.measure import architecture, count_macs
+from densenet_from_scratch.measure import architecture, count_macs, peak_bytes, strength_by_source
 from densenet_from_scratch.osa import ESE, ConvLayer
 from densenet_from_scratch.plain import initialise
 from densenet_from_scratch.residual import PreActivationBlock, ResNet
+from densenet_from_scratch.stem import ImageNetStem, SmallStem
 from densenet_from_scratch.train import Recipe, evaluate, train
 
 DIGITS = load_data()
@@ -69,6 +70,12 @@ COUNTS = [
         {"block_config": (1,)},
     ),
     (DenseNet, {"in_channels": 1}, {"block_config": (1,)}),
+    (
+        DenseBlock,
+        {"bn_size": 1},
+        {"num_layers": 1, "in_channels": 1, "growth_rate": 1, "bottleneck": False},
+    ),
+    *[(stem, {"in_channels": 1, "out_channels": 1}, {}) for stem in (SmallStem, ImageNetStem)],
     (densenet_cifar, {"growth_rate": 1, "num_classes": 1, "in_channels": 1}, {"depth": 10}),
     *[
         (make, {"num_classes": 1}, {})
@@ -140,6 +147,7 @@ OTHERS = [
     (stratified_split, {"dataset": DIGITS.test, "fraction": 0.99}, "fraction", "10 images", 0.99),
     (make_loader, {"dataset": DIGITS.test, "num_workers": -1}, "num_workers", "at least 0", -1),
     (make_loader, {"dataset": []}, "dataset", "at least one image", 0),
+    (make_loader, {"dataset": DIGITS.test, "shuffle": "x"}, "shuffle", "False, True", "x"),
     (image_grid, {"data": DIGITS, "per_class": 999}, "per_class", "at most 126 for 'digits'", 999),
     (count_macs, {"module": PlainNet(1), "input_shape": (1, 0, 8, 8)}, "input_shape[1]", "1", 0),
     (
@@ -155,6 +163,35 @@ OTHERS = [
         "input_shape[2]",
         "at least 1",
         -8,
+    ),
+    (count_macs, {"module": PlainNet(1), "input_shape": 32}, "input_shape", "list sizes", 32),
+    (
+        architecture,
+        {"network": PlainNet(1), "input_shape": (1, 1, 8, 8), "names": "norm"},
+        "names",
+        "a list of names",
+        "norm",
+    ),
+    (
+        strength_by_source,
+        {"weight": torch.zeros(2, 3), "widths": (3, 0)},
+        "widths[1]",
+        "an integer of at least 1",
+        0,
+    ),
+    (
+        strength_by_source,
+        {"weight": torch.zeros(3), "widths": (3,)},
+        "weight",
+        "a tensor (out, in)",
+        (3,),
+    ),
+    (
+        strength_by_source,
+        {"weight": torch.zeros(2, 3), "widths": (3,), "gamma": torch.ones(1)},
+        "gamma",
+        "a tensor (3,)",
+        (1,),
     ),
     (ResNet, {"depth": 2}, "depth", "at least 8", 2),
     (ResNet, {"depth": 110.0}, "depth", "an integer", 110.0),
@@ -247,6 +284,7 @@ def test_a_gpu_that_is_not_there(monkeypatch):
     calls = [
         (train, {"model": PlainNet(1), **run}),
         (evaluate, {"model": PlainNet(1), "data": DIGITS.test, "device": "cuda"}),
+        (peak_bytes, {"run": lambda: None, "device": "cuda"}),
     ]
     for function, arguments in calls:
         assert_refused(function, arguments, "device", "PyTorch finds 0 CUDA GPUs", "cuda")

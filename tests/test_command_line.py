@@ -115,7 +115,7 @@ def test_it_trains_and_resumes(tmp_path, capsys):
         printed,
     )
     assert "seed=5" in printed
-    assert re.search(r"after 1 epochs: validation error \d+\.\d\d %", printed)
+    assert re.search(r"after 1 epoch: validation error \d+\.\d\d %", printed)
     history = json.loads((tmp_path / "history.json").read_text())
     assert f"error {100 * (1 - history['eval_accuracy'][0]):.2f} %" in printed
     main([*command, "--resume"])
@@ -133,7 +133,7 @@ def test_a_run_that_is_stopped_says_so_and_ends_with_the_status_of_ctrl_c(monkey
         main(SMALL)
     assert caught.value.code == 130
     printed = capsys.readouterr().out
-    assert "after 1 epochs: test error 25.00 %, training loss 1.0000 nats, 2 s" in printed
+    assert "after 1 epoch: test error 25.00 %, training loss 1.0000 nats, 2 s" in printed
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,9 @@ def test_a_run_that_is_stopped_says_so_and_ends_with_the_status_of_ctrl_c(monkey
         (["--drop-rate", "1"], "error: drop_rate must be a number in [0, 1), got 1.0"),
         (["--augment"], "error: augment must be False for 'digits'"),
         (["--efficient", "magic"], "error: efficient must be one of"),
-        (["--validation", "1.5"], "error: fraction must be a number in (0, 1), got 1.5"),
+        (["--validation", "1.5"], "error: --validation must be a number in (0, 1), got 1.5"),
+        (["--validation", "0.001"], "error: --validation must leave at least 10 images"),
+        (["--workers", "-1"], "error: --workers must be an integer of at least 0, got -1"),
         (["--run-dir", "/dev/null/run"], "error: run_dir must be a folder to write to, got '/dev"),
         (["--seed", "9" * 19], "error: seed must be an integer below 2**63"),
         (["--validation", "0.5", "--seed", "9" * 10], "error: seed must be an integer below 2**32"),
@@ -159,6 +161,12 @@ def test_what_cannot_be_done_ends_in_one_line(options, message):
         main([*SMALL, *options])
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_not_installed_ends_in_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)  # as if it were not there
+    with pytest.raises(SystemExit, match=r"^error: scikit-learn is not installed: bring it with"):
+        main(SMALL)
 
 
 @pytest.mark.slow

@@ -311,6 +311,16 @@ def test_a_last_norm_of_its_own_kind_is_respected(way):
     assert_equal(gradients_of_a_step(other), gradients_of_a_step(plain))
 
 
+@pytest.mark.parametrize("way", BLOCK_TYPES)
+@pytest.mark.parametrize(
+    "reader", [lambda maps: maps.mean((2, 3)), nn.BatchNorm2d(8), nn.Sequential(nn.ReLU())]
+)
+def test_what_reads_a_block_may_be_anything_that_can_be_called(way, reader):
+    block = BLOCK_TYPES[way](2, 4, 2)
+    x = torch.randn(2, 4, 3, 3)
+    torch.testing.assert_close(block.read_by(reader, x), reader(block(x)))
+
+
 @ways
 @layer_types
 def test_two_values_per_channel_are_enough(way, bottleneck):

@@ -1,10 +1,12 @@
 """The fused kernels give what PyTorch's operations give, or step aside."""
 
+import importlib
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,7 +24,8 @@ shapes = pytest.mark.parametrize("shape", [(1, 3), (2, 1), (131, 37), (3000, 70)
 
 @pytest.fixture(autouse=True)
 def kernels_whatever_the_size(monkeypatch):
-    monkeypatch.setattr(fused, "SMALL", 0)
+    for way in kernels.WAYS:
+        monkeypatch.setattr(way, "SMALL", 0, raising=False)
 
 
 def matrix(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -99,7 +102,9 @@ CHAINS = {
     "activate": lambda m, row: kernels.activate(m(), row(), row(), m()),
     "activate backward": lambda m, row: back(m, row, with_total=False),
     "activate backward, total": lambda m, row: back(m, row, with_total=True),
+    "activate in place": lambda m, row: kernels.activate(x := m(), row(), row(), x),
     "combine": lambda m, row: kernels.combine(m(), m(), row(), row(), row(), m()),
+    "combine in place": lambda m, row: kernels.combine(g := m(), m(), row(), row(), row(), g),
 }
 
 
@@ -113,27 +118,57 @@ def back(m, row, with_total: bool) -> tuple[Tensor, ...]:
     return total if with_total else gradient, sums
 
 
-@compiler
-@types
-@pytest.mark.parametrize("chain", CHAINS.values(), ids=CHAINS)
-@pytest.mark.parametrize("shape", [(2, 1), (131, 37), (3000, 70)])
-def test_every_way_gives_what_the_reference_gives(chain, dtype, shape, monkeypatch):
+def compare(way, chain, dtype: torch.dtype, shape: tuple[int, int], device: str) -> None:
+    """Run a chain in a way, which must take these tensors, and as the reference; compare."""
     results = []
-    for way in ("cpu", "reference"):
+    for ways in ((way,), ()):
         torch.manual_seed(1)
-        results.append(
-            chain(
-                lambda: matrix(*shape, dtype=dtype),
-                lambda: torch.rand(shape[1], dtype=dtype) + 0.5,
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(kernels, "WAYS", ways)
+            results.append(
+                chain(
+                    lambda: matrix(*shape, dtype=dtype).to(device),
+                    lambda: (torch.rand(shape[1], dtype=dtype) + 0.5).to(device),
+                )
             )
-        )
-        assert fused.kernels_for(matrix(*shape, dtype=dtype)) or way == "reference"
-        monkeypatch.setattr(fused, "kernels_for", lambda *tensors: None)
     flat, expected = (tree_flatten(result)[0] for result in results)
     assert len(flat) == len(expected)
     for value, other in zip(flat, expected, strict=True):
         relative = 1e-3 if dtype == torch.float32 else 1e-9
         torch.testing.assert_close(value, other, rtol=relative, atol=relative)
+
+
+@types
+@pytest.mark.parametrize("chain", CHAINS.values(), ids=CHAINS)
+@pytest.mark.parametrize("shape", [(2, 1), (131, 37), (3000, 70)])
+@pytest.mark.parametrize("device", ["cpu"] + ["cuda"] * torch.cuda.is_available())
+@pytest.mark.parametrize("way", kernels.WAYS, ids=lambda way: way.__name__.rpartition(".")[2])
+def test_every_way_gives_what_the_reference_gives(way, chain, dtype, shape, device):
+    if way.kernels_for(matrix(*shape, dtype=dtype).to(device)) is None:
+        assert (way, device) != (fused, "cpu") or not shutil.which("cc")
+        pytest.skip(f"takes no {dtype} on {device} here")
+    compare(way, chain, dtype, shape, device)
+
+
+def test_a_way_that_forgets_a_term_does_not_pass():
+    """What the test above would say of it, if it stood in ``WAYS``."""
+
+    def forgetful(gradient, x, scale, slope, shift, out):
+        return torch.mul(gradient, scale, out=out).addcmul_(x, slope)
+
+    way = SimpleNamespace(**{**vars(kernels.reference), "combine": forgetful})
+    module = SimpleNamespace(kernels_for=lambda *tensors: way)
+    compare(module, CHAINS["activate"], torch.float64, (131, 37), "cpu")
+    for chain in ("combine", "combine in place"):
+        with pytest.raises(AssertionError, match="not close"):
+            compare(module, CHAINS[chain], torch.float64, (131, 37), "cpu")
+
+
+def test_every_module_that_offers_kernels_is_asked():
+    folder = Path(kernels.__file__).parent
+    names = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    modules = [importlib.import_module(f"{kernels.__name__}.{name}") for name in names]
+    assert {m for m in modules if hasattr(m, "kernels_for")} == set(kernels.WAYS)
 
 
 @compiler

@@ -230,6 +230,37 @@ def test_connection_strengths_leave_the_network_alone():
     torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)
 
 
+def other_classifier(classifier: nn.Module) -> DenseNet:
+    network = DenseNet(2, (2, 1))
+    network.classifier = classifier
+    return network
+
+
+@pytest.mark.parametrize(
+    "network, message",
+    [
+        (None, "network must be a DenseNet, got a NoneType"),
+        (PlainNet(1), "network must be a DenseNet, got a PlainNet"),
+        (DenseNet(2, (2, 1)).frozen(), "network must be a DenseNet, got a FrozenDenseNet"),
+        (other_classifier(nn.Identity()), "network must be .* a linear classifier, got one with a"),
+        (other_classifier(nn.Linear(3, 2)), r"network must be .* read \[14, 3\]"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_connection_strengths_of_something_else(network, message):
+    with pytest.raises(ValueError, match=f"^{message}") as caught:
+        connection_strengths(network)
+    assert "\n" not in str(caught.value)
+
+
+def test_connection_strengths_without_gamma():
+    network = DenseNet(2, (2, 1))
+    network.norm = nn.BatchNorm2d(network.norm.num_features, affine=False)
+    assert len(connection_strengths(network)) == 2
+    with pytest.raises(ValueError, match=r"^gamma must be False where a norm has no γ, got True"):
+        connection_strengths(network, gamma=True)
+
+
 def test_seconds_side_by_side_runs_in_turn_and_leaves_out_the_first_round(monkeypatch):
     """By a clock that stands still but for what the functions add to it."""
     clock, calls = [100.0], []
@@ -283,7 +314,8 @@ def test_stored_by_layer_adds_up():
 def test_stored_by_layer_does_not_tell_of_modules_that_are_gone_round(efficient):
     """Watched, they run, and store what the plain network stores."""
     network = DenseNet(4, (3, 2), num_init_features=6, efficient=efficient)
-    with pytest.raises(ValueError, match=r"module must store the same .* \(efficient=False\)"):
+    message = r"module must .* stores [\d,]+ bytes alone and [\d,]+ while its parts are watched$"
+    with pytest.raises(ValueError, match=message):
         stored_by_layer(network, torch.randn(2, 3, 8, 8))
 
 
@@ -337,7 +369,16 @@ def test_growth_exponent():
 
 
 @pytest.mark.parametrize(
-    ("sizes", "amounts"), [([1], [1]), ([2, 2], [1, 3]), ([1, 2], [1]), ([1, 2], [0, 3]), ([], [])]
+    ("sizes", "amounts"),
+    [
+        ("ab", [1, 2]),
+        (3, 4),
+        ([1], [1]),
+        ([2, 2], [1, 3]),
+        ([1, 2], [1]),
+        ([1, 2], [0, 3]),
+        ([], []),
+    ],
 )
 def test_growth_exponent_needs_two_positive_sizes(sizes, amounts):
     with pytest.raises(ValueError, match="sizes and amounts must be equally many positive numbers"):

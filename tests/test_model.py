@@ -211,6 +211,21 @@ def test_the_downloadable_files_spelling_of_the_names():
 
 
 @pytest.mark.parametrize("rename", [from_torchvision, to_torchvision])
+def test_weights_have_names(rename):
+    with pytest.raises(ValueError, match=r"state_dict must map names to tensors, got the key 1$"):
+        rename({1: torch.zeros(1)})
+
+
+def test_features_that_were_taken_away_are_missed_in_one_line():
+    network = DenseNet(2, (1, 1))
+    network.features = None
+    with pytest.raises(ValueError, match=r"^features must be a module, .* got None$"):
+        network(torch.zeros(2, 3, 8, 8))
+    with pytest.raises(ValueError, match="features is replaced"):
+        network.frozen()
+
+
+@pytest.mark.parametrize("rename", [from_torchvision, to_torchvision])
 @pytest.mark.parametrize("wrong", [None, "weights.pth", ["weights"], nn.Linear(1, 1)])
 def test_weights_are_a_mapping(rename, wrong):
     with pytest.raises(

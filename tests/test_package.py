@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 from contextlib import suppress
@@ -15,6 +16,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import densenet_from_scratch
+from densenet_from_scratch.data import DATASETS
 
 NAME = "densenet_from_scratch"
 FOLDER = Path(densenet_from_scratch.__file__).parent
@@ -22,8 +24,16 @@ FOLDER = Path(densenet_from_scratch.__file__).parent
 # A module imports only from floors below its own; a folder's own name is its ``__init__``.
 FLOORS = [
     {"internals"},
-    {"arguments", "stem", "kernels.layout", "measure.signals"},
-    {"data", "measure.timing", "measure.counts", "measure.memory", "measure.reuse", "plain"},
+    {"arguments", "kernels.layout", "measure.signals"},
+    {
+        "stem",
+        "data",
+        "measure.timing",
+        "measure.counts",
+        "measure.memory",
+        "measure.reuse",
+        "plain",
+    },
     {"measure", "kernels.cpu", "kernels.reference"},
     {"residual", "dense", "transition", "osa", "kernels"},
     {"efficient.as_built", "efficient.shared"},
@@ -197,7 +207,7 @@ except ImportError as error:
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n")[:2] == [
         "torch.Size([1, 10])",
-        'scikit-learn is not installed: bring it with pip install "densenet-from-scratch[data]"',
+        "scikit-learn is not installed: bring it with pip install scikit-learn",
     ]
 
 
@@ -213,3 +223,20 @@ print("matplotlib.pyplot" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[:2] == ["[]", "False"]
+
+
+def test_readme_names_every_module_and_no_variable_is_called_like_one():
+    text = (FOLDER.parent / "README.md").read_text().split("\n## The package\n")[1]
+    names = {module.split(".")[0] for module in MODULES}
+    assert not [name for name in names if f"`{name}`" not in text]
+    [example] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    tree = ast.parse(example)
+    assert not names & {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+
+
+def test_the_data_extra_says_which_data_sets_it_is_for():
+    pyproject = (FOLDER.parent / "pyproject.toml").read_text()
+    [comment] = re.findall(r"# (What load_data reads.*)\ndata = ", pyproject)
+    for name in DATASETS:
+        assert re.sub("[0-9]", "", name) in comment.lower(), name
+    assert "SVHN" not in comment

@@ -237,7 +237,10 @@ def test_heatmap_frames_another_reader_and_draws_into_given_axes():
             lambda: plots.connection_heatmap({"block": STRENGTHS}, ()),
             r"readers must name one of each of 1 matrices, got \[\]",
         ),
-        (lambda: plots.training_curves({}), "histories must hold at least one run, got none"),
+        (
+            lambda: plots.training_curves({}),
+            "histories must hold .* by name, got none",
+        ),
         (
             lambda: plots.training_curves({"stopped": [history(1), History()]}),
             r"histories\['stopped'\] must have finished an epoch, got 0 epochs",
@@ -262,10 +265,54 @@ def test_heatmap_frames_another_reader_and_draws_into_given_axes():
         ),
         (
             lambda: plots.by_seed({"pool": [0.9], "stride": []}, "accuracy"),
-            "results must hold a result of every network",
+            r"results\['stride'\] must hold at least one result, got \[\]",
         ),
+        (lambda: plots.by_seed({}, "accuracy"), "results must hold results by name, got none"),
+        (lambda: plots.by_seed([0.9], "accuracy"), "results must hold results by name, got list"),
+        (lambda: plots.by_depth({}, "loss"), "results must hold results by name, got none"),
+        (
+            lambda: plots.by_depth({"plain": {6: []}}, "loss"),
+            r"results\['plain'\]\[6\] must hold at least one result, got \[\]",
+        ),
+        (
+            lambda: plots.by_depth({"plain": {}}, "loss"),
+            r"results\['plain'\] must hold at least one result, got \{\}",
+        ),
+        (lambda: plots.gradient_profile({}), "norms must hold results by name, got none"),
+        (
+            lambda: plots.gradient_profile({"plain": []}),
+            r"norms\['plain'\] must hold at least one result, got \[\]",
+        ),
+        (
+            lambda: plots.training_curves(history(1)),
+            "histories must hold at least one run by name, got History",
+        ),
+        (
+            lambda: plots.training_curves({"a": [0.5]}),
+            r"histories\['a'\] must be a History or several, got \[0\.5\]",
+        ),
+        (
+            lambda: plots.training_curves({"a": 0.5}),
+            r"histories\['a'\] must be a History or several, got 0\.5",
+        ),
+        (
+            lambda: plots.connection_heatmap([STRENGTHS], ("T",)),
+            "matrices must hold strengths by name, got list",
+        ),
+        (
+            lambda: plots.connection_heatmap({"block": STRENGTHS}, ("T",), highlight=4),
+            "highlight must be a column from 1 to 3, got 4",
+        ),
+        (
+            lambda: plots.connection_heatmap({"block": STRENGTHS}, ("T",), axes=[]),
+            "axes must be one for each of 1 matrices, got 0",
+        ),
+        (lambda: plots.image_grid(None), "data must be what load_data returns, got None"),
+        (lambda: plots.show(None, "c"), "figure must be a figure of matplotlib, got None"),
+        (lambda: plots.show(plots.new_figure(), None), "caption must say .*, got None"),
     ],
 )
 def test_bad_input(draw, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"^{message}") as caught:
         draw()
+    assert "\n" not in str(caught.value)

@@ -66,7 +66,7 @@ class Stopping(Dataset):
     targets = LABELS[:20]
 
     def __init__(self, reads: int) -> None:
-        self.reads = reads
+        self.reads = reads + 8  # of its first and last image, before training
 
     def __len__(self) -> int:
         return len(TRAIN_SET)
@@ -344,11 +344,11 @@ def test_the_best_checkpoint_is_the_best(accuracies, best, tmp_path, monkeypatch
     """The highest accuracy counts; of equal ones, the last."""
     seen, results = [], iter(accuracies)
 
-    def scripted(model, loader, device):
+    def scripted(model, loader, device, name):
         seen.append({key: value.clone() for key, value in model.state_dict().items()})
         return 0.0, next(results)
 
-    monkeypatch.setattr(train_module, "evaluate", scripted)
+    monkeypatch.setattr(train_module, "_evaluate", scripted)
     run(small_net(), run_dir=tmp_path)
     state = torch.load(tmp_path / "best.pt")
     assert state["history"]["eval_accuracy"] == accuracies[:best]
@@ -465,11 +465,11 @@ def test_a_save_that_fails_costs_no_more_than_an_epoch(saves, error, tmp_path, m
     The accuracy rises, so that each epoch saves twice: best.pt and last.pt.
     """
 
-    def rising(model, loader, device):
+    def rising(model, loader, device, name):
         rising.epoch += 1
         return 0.0, rising.epoch / 10
 
-    monkeypatch.setattr(train_module, "evaluate", rising)
+    monkeypatch.setattr(train_module, "_evaluate", rising)
     rising.epoch = 0
     whole, broken, resumed = small_net(), small_net(), small_net()
     run(whole, run_dir=tmp_path / "whole")
@@ -612,6 +612,88 @@ def test_a_checkpoint_of_something_else_is_refused_whole(
     assert "last.pt" in str(caught.value) and "\n" not in str(caught.value)
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
     assert files == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+class Flipped(Dataset):
+    """The training images, half of them mirrored at random."""
+
+    def __len__(self) -> int:
+        return len(TRAIN_SET)
+
+    def __getitem__(self, index: int):
+        image, label = TRAIN_SET[index]
+        return (image.flip(-1) if torch.rand(()) < 0.5 else image), label
+
+
+def other_rate(name: str) -> DenseNet:
+    model = small_net()
+    part, _, setting = name.rpartition(".")
+    setattr(model.get_submodule(part), setting, 0.25)
+    return model
+
+
+OTHER_LABELS = TensorDataset(IMAGES[:20], 1 - LABELS[:20])
+OTHER_IMAGES = TensorDataset(torch.cat((IMAGES[:19], IMAGES[:1])), LABELS[:20])
+
+
+@pytest.mark.parametrize(
+    "model, changes, message",
+    [
+        (
+            other_rate("blocks.1.layers.0.drop_rate"),
+            {},
+            r"1\.layers\.0\.drop_rate = 0\.3, got 0\.25$",
+        ),
+        (
+            other_rate("norm.eps"),
+            {},
+            r"model must be .*last\.pt, with norm\.eps = 1e-05, got 0\.25$",
+        ),
+        (small_net(), {"train_set": OTHER_LABELS}, r"train_set must be .* with other labels$"),
+        (small_net(), {"train_set": OTHER_IMAGES}, r"train_set must .* other first or last image$"),
+        (
+            small_net(),
+            {"eval_set": Subset(EVAL_SET, range(9, -1, -1))},
+            r"eval_set must be that of",
+        ),
+    ],
+    ids="drop rate,eps,labels,image,order".split(","),
+)
+def test_other_settings_or_images_of_the_same_number_are_refused(model, changes, message, tmp_path):
+    run(small_net(), Recipe(epochs=1, batch_size=4), run_dir=tmp_path)
+    sets = {"train_set": TRAIN_SET, "eval_set": EVAL_SET} | changes
+    with pytest.raises(ValueError, match=message) as caught:
+        run(model, Recipe(epochs=1, batch_size=4), *sets.values(), run_dir=tmp_path, resume=True)
+    assert "last.pt" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_images_that_differ_at_each_reading_are_not_compared(tmp_path):
+    """Nor does looking at them draw a random number."""
+    for seed in range(8):
+        torch.manual_seed(seed)
+        state = torch.get_rng_state()
+        assert checkpoints.fingerprint(Flipped()) == {"labels": None, "images": None}
+        assert torch.equal(torch.get_rng_state(), state)
+    recipe = Recipe(epochs=1, batch_size=4)
+    run(small_net(), recipe, Flipped(), run_dir=tmp_path)
+    run(small_net(), recipe, Flipped(), run_dir=tmp_path, resume=True)
+
+
+def test_images_that_differ_by_rounding_are_the_same(tmp_path):
+    """Another machine, with the same data, may go on."""
+    recipe = Recipe(epochs=1, batch_size=4)
+    run(small_net(), recipe, run_dir=tmp_path)
+    rounded = TensorDataset(IMAGES[:20] * (1 + 1e-6), LABELS[:20].int())
+    run(small_net(), recipe, rounded, run_dir=tmp_path, resume=True)
+
+
+def test_a_checkpoint_without_settings_and_data_can_be_resumed(tmp_path):
+    recipe = Recipe(epochs=1, batch_size=4)
+    run(small_net(), recipe, run_dir=tmp_path)
+    state = torch.load(tmp_path / "last.pt")
+    del state["settings"], state["data"]
+    torch.save(state, tmp_path / "last.pt")
+    run(other_rate("norm.eps"), recipe, OTHER_LABELS, run_dir=tmp_path, resume=True)
 
 
 @pytest.mark.parametrize("efficient", [True, "checkpoint"])
@@ -769,6 +851,21 @@ def test_a_wrong_label_that_only_reading_shows_is_named_when_it_is_read():
         run(small_net(), train_set=Pairs(*pairs))
     with pytest.raises(ValueError, match=f"^data {LABEL} 5$"):
         evaluate(small_net(), Pairs(*pairs), "cpu")
+
+
+def test_an_error_names_the_argument_that_was_given():
+    """What evaluates is one function, and its callers call the images differently."""
+    pairs = Pairs(*[(IMAGES[n], int(n == 9) * 5) for n in range(20)])
+    with pytest.raises(ValueError, match=f"^eval_set {LABEL} 5$"):
+        run(small_net(), eval_set=pairs)
+    for nothing, message in (([], "hold at least one image, got 0"), (3, "be a data set, .* int$")):
+        with pytest.raises(ValueError, match=f"^data must {message}"):
+            evaluate(small_net(), nothing, "cpu")
+
+
+def test_one_epoch_is_called_one(capsys):
+    run(small_net(), Recipe(epochs=1, batch_size=4), train_set=Stopping(3), label="mine")
+    assert "mine: stopped after 0 of 1 epoch\n" in capsys.readouterr().out
 
 
 def test_evaluating_nothing():

@@ -30,6 +30,19 @@ def test_compression_and_pooling_round_down(in_channels, sixteenths, size):
     assert y.shape == (count, leaving, height // 2, width // 2)
 
 
+@pytest.mark.parametrize("theta, m, leaving", [(0.7, 90, 63), (0.29, 100, 29), (3 / 7, 7, 3)])
+def test_rounding_down_is_that_of_theta_as_it_is_written(theta, m, leaving):
+    """In floating point, 0.7 · 90 is a little less than 63."""
+    assert Transition(m, theta).out_channels == leaving
+
+
+def test_hundredths_round_down_as_whole_numbers_do():
+    with torch.device("meta"):
+        for m in range(100, 500, 30):
+            for hundredths in range(1, 101):
+                assert Transition(m, hundredths / 100).out_channels == m * hundredths // 100
+
+
 def test_it_is_bn_relu_conv1x1_and_the_mean_of_each_square():
     transition = Transition(6, 0.5)
     torch.nn.init.normal_(transition.norm.bias)

@@ -89,7 +89,20 @@ def test_an_error_in_the_first_drawing_is_seen():
         widgets.explore(lambda k: 1 / 0, k=widgets.int_slider("k", 1, low=1, high=2))
 
 
+@pytest.mark.parametrize("drawn", [plots.new_figure(), (plots.new_figure(), " "), (None, "It.")])
+def test_a_drawing_without_figure_or_sentence(drawn):
+    slider = widgets.int_slider("k", 1, low=1, high=2)
+    with pytest.raises(ValueError, match=r"^draw must return a figure and a sentence, got "):
+        widgets.explore(lambda k: drawn, k=slider)
+
+
 def test_bad_input():
+    with pytest.raises(ValueError, match="L must be a control, such as int_slider makes, got 3"):
+        widgets.explore(lambda L: None, L=3)
+    with pytest.raises(ValueError, match="value must be one of 'a', 'b', got 'c'"):
+        widgets.choice("k", ("a", "b"), "c")
+    with pytest.raises(ValueError, match=r"options must hold at least one choice, got \(\)"):
+        widgets.choice("k", ())
     with pytest.raises(ValueError, match="controls must name at least one control, got none"):
         widgets.explore(lambda: None)
     with pytest.raises(ValueError, match="k must have a description, which is its label, got ''"):

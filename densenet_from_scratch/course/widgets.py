@@ -11,6 +11,7 @@ from typing import Any
 import ipywidgets
 from matplotlib.figure import Figure
 
+from densenet_from_scratch.arguments import check_choice
 from densenet_from_scratch.course.plots import to_png
 
 
@@ -32,18 +33,26 @@ def explore(
         A box whose children are the controls and the picture.
 
     Raises:
-        ValueError: there is no control, or one has no label.
+        ValueError: there is no control, one is no control or has no label, or ``draw`` returns
+            something else.
     """
     if not controls:
         raise ValueError("controls must name at least one control, got none")
     for name, control in controls.items():
+        if not isinstance(control, ipywidgets.ValueWidget):
+            raise ValueError(f"{name} must be a control, such as int_slider makes, got {control!r}")
         if not control.description:
             raise ValueError(f"{name} must have a description, which is its label, got ''")
         control.style.description_width = "initial"
     picture = ipywidgets.HTML()
 
     def redraw(_change: Any = None) -> None:
-        figure, sentence, *tables = draw(**{name: c.value for name, c in controls.items()})
+        drawn = draw(**{name: c.value for name, c in controls.items()})
+        match drawn:
+            case (Figure() as figure, str(sentence), *tables) if sentence.strip():
+                pass
+            case _:
+                raise ValueError(f"draw must return a figure and a sentence, got {drawn!r}")
         encoded = base64.b64encode(to_png(figure)).decode()
         sentence = html.escape(sentence)
         picture.value = (
@@ -82,7 +91,12 @@ def int_slider(label: str, value: int, low: int, high: int, step: int = 1) -> ip
 def choice(
     label: str, options: tuple[str, ...], value: str | None = None
 ) -> ipywidgets.ToggleButtons:
-    """Return labelled buttons of which one is pressed."""
-    return ipywidgets.ToggleButtons(
-        options=options, value=options[0] if value is None else value, description=label
-    )
+    """Return labelled buttons of which one is pressed, the first unless ``value`` names another.
+
+    Raises:
+        ValueError: there is no option, or ``value`` is none of them.
+    """
+    if not options:
+        raise ValueError(f"options must hold at least one choice, got {options!r}")
+    pressed = options[0] if value is None else check_choice("value", value, options)
+    return ipywidgets.ToggleButtons(options=options, value=pressed, description=label)

@@ -28,6 +28,8 @@ from densenet_from_scratch.efficient.shared import (
 from densenet_from_scratch.internals import is_watched
 from densenet_from_scratch.kernels.layout import memory_format
 
+PARTS_OF_A_READER = ("norm", "pool_size", "pools_first", "after_pooling")
+
 
 class SharedBlock(DenseBlock):
     """A dense block that normalises every map once, for all the layers that read it.
@@ -67,6 +69,8 @@ class SharedBlock(DenseBlock):
             reason := why_not_as_built(reader, "what reads the block")
         ):
             return reason
+        if missing := [name for name in PARTS_OF_A_READER if not hasattr(reader, name)]:
+            return f"what reads the block has no {missing[0]}"
         if not isinstance(reader.norm, nn.BatchNorm2d):
             return f"the norm after the block is a {type(reader.norm).__name__}"
         if not reader.pools_first:

@@ -29,7 +29,7 @@ def count_macs(module: nn.Module, input_shape: Sequence[int]) -> int:
         input_shape: shape of the input with its batch axis, such as (1, 3, 224, 224).
 
     Raises:
-        ValueError: a size in ``input_shape`` is not a positive integer.
+        ValueError: ``input_shape`` is no list of positive integers.
     """
     ghost, image = _ghost(module, input_shape)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -39,6 +39,10 @@ def count_macs(module: nn.Module, input_shape: Sequence[int]) -> int:
 
 def _ghost(module: nn.Module, input_shape: Sequence[int]) -> tuple[nn.Module, Tensor]:
     """Return a copy of ``module`` in evaluation mode and an input for it, both without data."""
+    if not isinstance(input_shape, Sequence):
+        raise ValueError(
+            f"input_shape must list sizes, such as (1, 3, 32, 32), got {input_shape!r}"
+        )
     for axis, size in enumerate(input_shape):
         check_count(f"input_shape[{axis}]", size)
     ghost = copy.deepcopy(module).to("meta", torch.float32).eval()
@@ -82,7 +86,8 @@ def architecture(
             shows other children's parts again.
 
     Raises:
-        ValueError: a name is not a module of the network, or a size is not a positive integer.
+        ValueError: ``names`` is no list of modules of the network, or ``input_shape`` none of
+            positive integers.
     """
     ghost, image = _ghost(network, input_shape)
     modules = dict(ghost.named_modules())
@@ -97,6 +102,8 @@ def architecture(
                 else [child]
             )
         ]
+    if isinstance(names, str):
+        raise ValueError(f"names must be a list of names, got {names!r}")
     for name in names:
         if name not in modules:
             raise ValueError(f"names must be modules of the network, got {name!r}")

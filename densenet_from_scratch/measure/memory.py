@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 
+from densenet_from_scratch.arguments import check_device
+
 
 @contextmanager
 def saved_tensors(
@@ -120,8 +122,8 @@ def stored_by_layer(module: nn.Module, *inputs: Tensor) -> list[Stored]:
     del output  # held until here, so that the graph was whole
     if (total := sum(stored.values())) != expected:
         raise ValueError(
-            "module must store the same while its parts are watched (efficient=False), but stores "
-            f"{total:,} bytes then, got one that stores {expected:,}"
+            "module must be one that runs its own parts (efficient=False), got one that stores "
+            f"{expected:,} bytes alone and {total:,} while its parts are watched"
         )
     return [Stored(layer, kind, size) for (layer, kind), size in stored.items()]
 
@@ -138,9 +140,10 @@ def peak_bytes(run: Callable[[], Any], device: torch.device | str = "cpu") -> in
         device: where it computes.
 
     Raises:
+        ValueError: ``device`` is no device, or is not here.
         RuntimeError: the trace tells nothing of memory.
     """
-    device = torch.device(device)
+    device = check_device(device)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -174,9 +177,10 @@ def growth_exponent(sizes: Sequence[float], amounts: Sequence[float]) -> float:
     Raises:
         ValueError: there are too few sizes, one is not positive, or the lengths differ.
     """
-    if len(sizes) != len(amounts) or len(set(sizes)) < 2 or min([*sizes, *amounts]) <= 0:
+    try:
+        return linear_regression([log(s) for s in sizes], [log(a) for a in amounts]).slope
+    except (TypeError, ValueError):
         raise ValueError(
             "sizes and amounts must be equally many positive numbers, two different sizes or "
-            f"more, got {list(sizes)} and {list(amounts)}"
-        )
-    return linear_regression([log(s) for s in sizes], [log(a) for a in amounts]).slope
+            f"more, got {sizes!r} and {amounts!r}"
+        ) from None

@@ -33,8 +33,10 @@ from densenet_from_scratch.data import (
 from densenet_from_scratch.train.checkpoints import (
     History,
     check_run_dir,
+    fingerprint,
     read_checkpoint,
     save_run,
+    settings_of,
     signature,
 )
 
@@ -125,8 +127,10 @@ def train(
             ``history.json`` and ``history.csv``, written after each epoch. A run that is there
             already is not overwritten. ``torch.load(path)["model"]`` of a checkpoint is what
             ``model.load_state_dict`` takes.
-        resume: go on from ``last.pt`` in ``run_dir``, as if the run had never stopped. The images,
-            of which only the numbers are compared, and the drop rates must be as they were.
+        resume: go on from ``last.pt`` in ``run_dir``, as if the run had never stopped. Network,
+            recipe and data must be as they were. Of the data are compared: how many images there
+            are, all labels where they can be had without the images, and the first and the last
+            image where they are not augmented at random.
         num_workers: processes that prepare images.
         progress: show the bar.
         label: what stands before the bar.
@@ -134,8 +138,8 @@ def train(
     Raises:
         ValueError: an argument is out of range, ``device`` does not exist here, the model and the
             images do not fit, ``run_dir`` cannot be written to, ``resume`` without ``run_dir``, or
-            the checkpoint belongs to another recipe, to a network with other tensors, or to data
-            sets of other lengths.
+            the checkpoint belongs to another recipe, to a network with other tensors or settings,
+            or to other data.
         FileExistsError: ``run_dir`` holds a run, and ``resume`` is false.
         FileNotFoundError: ``resume`` and no ``last.pt`` in ``run_dir``.
         FloatingPointError: the loss became infinite or NaN.
@@ -161,7 +165,11 @@ def train(
     with _left_as_it_is(model):
         _try_out(model.train(), train_set, "train_set", min(last, 2), device)
         _try_out(model.eval(), eval_set, "eval_set", 1, device)
-    run = {"recipe": asdict(recipe), "images": sizes, "network": signature(model)}
+    run: dict[str, Any] = {}
+    if run_dir is not None:
+        run = {"recipe": asdict(recipe), "images": sizes, "network": signature(model)}
+        run["settings"] = settings_of(model)
+        run["data"] = {"train_set": fingerprint(train_set), "eval_set": fingerprint(eval_set)}
     saved = read_checkpoint(run_dir, run, device) if run_dir is not None and resume else None
     optimizer = _make_optimizer(model, recipe)
     scheduler = _make_scheduler(optimizer, recipe, steps_per_epoch=len(loader))
@@ -182,7 +190,7 @@ def train(
             train_loss, train_accuracy = _train_epoch(
                 model, loader, optimizer, scheduler, recipe.amp, device, bar
             )
-            eval_loss, eval_accuracy = evaluate(model, eval_loader, device)
+            eval_loss, eval_accuracy = _evaluate(model, eval_loader, device, "eval_set")
             _check_loss(eval_loss, "eval_set")
             seconds = perf_counter() - started
             history.add(train_loss, train_accuracy, eval_loss, eval_accuracy, seconds)
@@ -191,7 +199,8 @@ def train(
                 save_run(run_dir, model, optimizer, scheduler, run, history)
     except KeyboardInterrupt:
         history.interrupted = True
-        tqdm.write(f"{label}: stopped after {len(history)} of {recipe.epochs} epochs")
+        plural = "s" * (recipe.epochs != 1)
+        tqdm.write(f"{label}: stopped after {len(history)} of {recipe.epochs} epoch{plural}")
     finally:
         bar.close()
         model.eval()
@@ -212,17 +221,25 @@ def evaluate(
         ValueError: there is no image, or a label is no class number of the model.
     """
     device = check_device(device)
-    loader = data if isinstance(data, DataLoader) else make_loader(data, batch_size=256)
-    model.to(device).eval()
+    if isinstance(data, DataLoader):
+        return _evaluate(model.to(device), data, device, "data")
+    check_dataset("data", data)
+    return _evaluate(model.to(device), make_loader(data, batch_size=256), device, "data")
+
+
+def _evaluate(
+    model: nn.Module, loader: DataLoader, device: torch.device, name: str
+) -> tuple[float, float]:
+    model.eval()
     loss, correct, count = 0.0, 0, 0
     with torch.no_grad():
         for batch in loader:
-            logits, labels = _apply(model, batch, "data", device)
+            logits, labels = _apply(model, batch, name, device)
             loss += F.cross_entropy(logits, labels, reduction="sum").item()
             correct += _count_correct(logits, labels)
             count += len(labels)
     if count == 0:
-        raise ValueError("data must hold at least one image, got 0")
+        raise ValueError(f"{name} must hold at least one image, got 0")
     return loss / count, correct / count
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-from densenet_from_scratch.arguments import check_choice
+from densenet_from_scratch.arguments import check_choice, check_count
 from densenet_from_scratch.data import DATASETS, load_data, stratified_split
 from densenet_from_scratch.dense import DROP_AFTER
 from densenet_from_scratch.efficient import BLOCK_TYPES
@@ -92,12 +92,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     try:
         _run(options)
-    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
+    except (ValueError, OSError, RuntimeError, FloatingPointError, ImportError) as error:
         raise SystemExit(f"error: {error}") from error
 
 
 def _run(options: argparse.Namespace) -> None:
     check_choice("efficient", options.efficient, BLOCK_TYPES)
+    check_count("--workers", options.workers, minimum=0)
     recipe = Recipe(
         epochs=options.epochs,
         batch_size=options.batch_size,
@@ -110,7 +111,10 @@ def _run(options: argparse.Namespace) -> None:
     data = load_data(options.data, options.root, download=options.download, augment=options.augment)
     train_set, eval_set = data.train, data.test
     if options.validation is not None:
-        eval_set, train_set = stratified_split(data.train, options.validation, options.seed)
+        try:
+            eval_set, train_set = stratified_split(data.train, options.validation, options.seed)
+        except ValueError as error:
+            raise ValueError(str(error).replace("fraction", "--validation", 1)) from error
     drop_rate = options.drop_rate
     if drop_rate is None:
         drop_rate = 0.0 if options.augment else 0.2
@@ -144,10 +148,10 @@ def _run(options: argparse.Namespace) -> None:
     )
     if len(history):
         part = "test" if options.validation is None else "validation"
-        error = 100 * (1 - history.eval_accuracy[-1])
+        wrong, finished = 100 * (1 - history.eval_accuracy[-1]), len(history)
         print(
-            f"after {len(history)} epochs: {part} error {error:.2f} %, training loss "
-            f"{history.train_loss[-1]:.4f} nats, {sum(history.seconds):.0f} s"
+            f"after {finished} epoch{'s' * (finished != 1)}: {part} error {wrong:.2f} %, "
+            f"training loss {history.train_loss[-1]:.4f} nats, {sum(history.seconds):.0f} s"
         )
     if history.interrupted:
         raise SystemExit(INTERRUPTED)

@@ -1,6 +1,7 @@
 """What a training run leaves in its folder: its history, and checkpoints to go on from."""
 
 import csv
+import hashlib
 import json
 import os
 import tempfile
@@ -14,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import default_collate
 
 from densenet_from_scratch.arguments import check_choice
-from densenet_from_scratch.data import as_path
+from densenet_from_scratch.data import as_path, labels_without_reading
 
 RUN_FILES = ("last.pt", "best.pt", "history.json", "history.csv")
 
@@ -92,6 +94,60 @@ def signature(model: nn.Module) -> list[tuple[str, tuple[int, ...], str, bool]]:
     ]
 
 
+def settings_of(model: nn.Module) -> dict[str, str]:
+    """What a network computes with besides its tensors: drop rates, strides, paddings, eps, ..."""
+    return {
+        f"{name}.{setting}": repr(value)
+        for name, part in model.named_modules()
+        for setting, value in vars(part).items()
+        if isinstance(value, float) or setting in getattr(part, "__constants__", ())
+    }
+
+
+def fingerprint(dataset: Any) -> dict[str, Any]:
+    """What tells a data set from another of its length, without reading much of it.
+
+    Returns:
+        Under ``"labels"`` the hash of all labels, or None where only reading tells them; under
+        ``"images"`` some numbers of the first and of the last image, or None where they differ from
+        one reading to the next, as with random augmentation.
+    """
+    labels = labels_without_reading(dataset)
+    marks: dict[str, Any] = {"labels": None, "images": None}
+    if labels is not None:
+        marks["labels"] = hashlib.sha256(str(labels.tolist()).encode()).hexdigest()
+    with suppress(Exception):  # an image that cannot be read is training's business
+        images = [[_read(dataset, index, seed) for seed in range(4)] for index in (0, -1)]
+        if all(one.equal(other) for one, *others in images for other in others):
+            marks["images"] = [readings[0] for readings in images]
+    return marks
+
+
+def _read(dataset: Any, index: int, seed: int) -> Tensor:
+    """Return at most 256 to 511 numbers of an image, the same each time the seed is the same."""
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        image, _ = default_collate([dataset[index % len(dataset)]])
+    finally:
+        torch.set_rng_state(state)
+    numbers = image.detach().flatten()
+    return numbers[:: max(1, len(numbers) // 256)].to("cpu", torch.float32, copy=True)
+
+
+def _is_other(mark: Any, saved: Any) -> bool:
+    """Compare two marks of :func:`fingerprint`; images up to rounding, which machines differ in."""
+    if mark is None or saved is None:
+        return False
+    if isinstance(mark, str):
+        return mark != saved
+    pairs = [(one, other.cpu()) for one, other in zip(mark, saved, strict=True)]
+    return not all(
+        one.shape == other.shape and one.allclose(other, 1e-3, 1e-3, equal_nan=True)
+        for one, other in pairs
+    )
+
+
 def check_run_dir(run_dir: Path, resume: bool) -> None:
     """Refuse to write over a run, or where nothing can be written; leave nothing behind."""
     shown = repr(str(run_dir))
@@ -147,7 +203,7 @@ def read_checkpoint(run_dir: Path, run: dict[str, Any], device: torch.device) ->
     path = run_dir / "last.pt"
     try:
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-        saved = {name: state[name] for name in run}
+        saved = {name: state[name] for name in ("recipe", "images", "network")}
         History(**state["history"])
         if not {"model", "optimizer", "scheduler"} <= set(state):
             raise KeyError
@@ -168,6 +224,19 @@ def read_checkpoint(run_dir: Path, run: dict[str, Any], device: torch.device) ->
         differing = [one for one in run["network"] if one not in saved["network"]]
         name = differing[0][0] if differing else "the order or number of its parts"
         raise ValueError(f"model must be the network of {path}; it differs in {name}")
+    # Checkpoints of earlier versions have neither of the following.
+    settings, saved_settings = run["settings"], state.get("settings", run["settings"])
+    for name in sorted(settings.keys() | saved_settings.keys()):
+        value, other = settings.get(name, "none"), saved_settings.get(name, "none")
+        if value != other:
+            raise ValueError(
+                f"model must be the network of {path}, with {name} = {other}, got {value}"
+            )
+    for name, marks in state.get("data", {}).items():
+        for part, mark in marks.items():
+            if _is_other(run["data"][name][part], mark):
+                what = "labels" if part == "labels" else "first or last image"
+                raise ValueError(f"{name} must be that of {path}, got one with other {what}")
     return state
 
 

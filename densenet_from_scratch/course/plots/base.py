@@ -63,9 +63,11 @@ def show(figure: Figure, caption: str) -> None:
         caption: what the figure says, complete enough for readers who cannot see it.
 
     Raises:
-        ValueError: ``caption`` is empty.
+        ValueError: ``figure`` is none, or ``caption`` is empty.
     """
-    if not caption.strip():
+    if not isinstance(figure, Figure):
+        raise ValueError(f"figure must be a figure of matplotlib, got {figure!r}")
+    if not isinstance(caption, str) or not caption.strip():
         raise ValueError(f"caption must say what the figure shows, got {caption!r}")
     from IPython.display import Markdown, display  # only notebooks have it
 

@@ -1,6 +1,6 @@
 """Pictures of data and of what was measured."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from itertools import cycle
 
 from matplotlib.axes import Axes
@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from densenet_from_scratch.arguments import check_choice, check_count
+from densenet_from_scratch.arguments import check_choice, check_count, check_mapping
 from densenet_from_scratch.course.plots.base import COLOURS, MARKERS, PALETTE, new_axes
 from densenet_from_scratch.data import Data
 from densenet_from_scratch.train import History
@@ -16,6 +16,8 @@ from densenet_from_scratch.train import History
 
 def image_grid(data: Data, per_class: int = 1) -> Figure:
     """Draw the first ``per_class`` training images of every class, a column a class."""
+    if not isinstance(data, Data):
+        raise ValueError(f"data must be what load_data returns, got {data!r}")
     check_count("per_class", per_class)
     by_class: dict[int, list[Tensor]] = {label: [] for label in range(data.num_classes)}
     for index in range(len(data.train)):  # type: ignore[arg-type]  # all our data sets have a length
@@ -55,6 +57,9 @@ def training_curves(
     Args:
         histories: a run, or the runs with several seeds, by name.
         quantity: ``"train_loss"``, ``"train_accuracy"``, ``"eval_loss"`` or ``"eval_accuracy"``.
+
+    Raises:
+        ValueError: ``quantity`` is none of these, or there is no run, or none that ended an epoch.
     """
     labels = {
         "train_loss": "training loss (nats)",
@@ -63,12 +68,14 @@ def training_curves(
         "eval_accuracy": "test accuracy",
     }
     check_choice("quantity", quantity, labels)
-    if not histories:
-        raise ValueError("histories must hold at least one run, got none")
+    check_mapping("histories", histories, "at least one run")
     figure, [axis] = new_axes()
     ends = []
     for number, (name, runs) in enumerate(histories.items()):
-        runs = [runs] if isinstance(runs, History) else list(runs)
+        given, runs = runs, [runs] if isinstance(runs, History) else runs
+        runs = list(runs) if isinstance(runs, Iterable) else [runs]
+        if not all(isinstance(run, History) for run in runs):
+            raise ValueError(f"histories[{name!r}] must be a History or several, got {given!r}")
         if not runs or not all(map(len, runs)):
             raise ValueError(f"histories[{name!r}] must have finished an epoch, got 0 epochs")
         colour, dashes = PALETTE[number % 7], ("-", "--", ":", "-.")[number % 4]
@@ -110,7 +117,13 @@ def by_depth(
             in layers, the results of all seeds.
         ylabel: what the results are, with the unit.
         log: a logarithmic vertical axis.
+
+    Raises:
+        ValueError: a kind is unknown, or there is no result of one.
     """
+    _check_results("results", results)
+    for kind, by in results.items():
+        _check_results(f"results[{kind!r}]", by)
     figure, [axis] = new_axes()
     for kind, by in results.items():
         check_choice("kind", kind, COLOURS)
@@ -141,8 +154,7 @@ def by_seed(results: Mapping[str, Sequence[float]], xlabel: str) -> Figure:
     Raises:
         ValueError: there is no network, or one has no result.
     """
-    if not results or not all(results.values()):
-        raise ValueError(f"results must hold a result of every network, got {dict(results)!r}")
+    _check_results("results", results)
     figure, [axis] = new_axes(7.2, 0.9 + 0.5 * len(results))
     for row, (values, colour) in enumerate(zip(results.values(), cycle(PALETTE), strict=False)):
         # Seeds often agree to the digit; a little height keeps their dots apart.
@@ -161,7 +173,11 @@ def gradient_profile(norms: Mapping[str, Sequence[float]]) -> Figure:
 
     Args:
         norms: for each kind of connection, the norms in order of depth.
+
+    Raises:
+        ValueError: a kind is unknown, or there is no norm of one.
     """
+    _check_results("norms", norms)
     figure, [axis] = new_axes()
     for kind, values in norms.items():
         check_choice("kind", kind, COLOURS)
@@ -173,3 +189,9 @@ def gradient_profile(norms: Mapping[str, Sequence[float]]) -> Figure:
     axis.set_ylabel("gradient norm of its weights")
     axis.margins(x=0.12)
     return figure
+
+
+def _check_results(name: str, results: Mapping) -> None:
+    for key, values in check_mapping(name, results, "results").items():
+        if not isinstance(values, Sized) or len(values) == 0:
+            raise ValueError(f"{name}[{key!r}] must hold at least one result, got {values!r}")

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
 from torch import Tensor
 
-from densenet_from_scratch.arguments import check_choice, check_count
+from densenet_from_scratch.arguments import check_choice, check_count, check_mapping
 from densenet_from_scratch.course.plots.base import COLOURS, PALETTE, SUBSCRIPTS, new_axes
 
 
@@ -168,9 +168,16 @@ def connection_heatmap(
         axes: draw here, one for each matrix, rather than in a figure of its own.
 
     Raises:
-        ValueError: there is no matrix, or not a reader for each.
+        ValueError: there is no matrix, not a reader and an axis for each, or ``highlight`` is no
+            column of each.
     """
-    if not matrices or len(readers) != len(matrices):
+    check_mapping("matrices", matrices, "strengths")
+    fewest = min(matrix.shape[1] for matrix in matrices.values())
+    if highlight is not None and highlight not in range(1, fewest + 1):
+        raise ValueError(f"highlight must be a column from 1 to {fewest}, got {highlight!r}")
+    if axes is not None and len(axes) != len(matrices):
+        raise ValueError(f"axes must be one for each of {len(matrices)} matrices, got {len(axes)}")
+    if len(readers) != len(matrices):
         raise ValueError(
             f"readers must name one of each of {len(matrices)} matrices, got {list(readers)}"
         )
