@@ -1012,6 +1012,7 @@ def test_private_names_stand_in_one_file():
             dunder = node.attr.startswith("__") and node.attr.endswith("__")
             named_tuple = node.attr in ("_replace", "_fields", "_asdict")
             own = own or f"def {node.attr}(" in path.read_text()
+            own = own or ast.unparse(node) in ("sys._getframe", "sys._current_frames")  # documented
             assert own or dunder or named_tuple, f"{path.name}: {ast.unparse(node)}"
 
 

@@ -12,7 +12,7 @@ FIELDS = (
 )
 
 
-class Table(ExportPlugin):  # type: ignore[misc]
+class Table(ExportPlugin):
     """The columns and rows of nbgrader's own table, written by Python's csv."""
 
     def export(self, gradebook: Gradebook) -> None:
