@@ -1,6 +1,6 @@
 """The checks of the exercises are fair: hard to fool, and they disturb nothing.
 
-That each wrong answer gets its own message is tested in test_exercises.py.
+That each wrong answer gets its own message is tested in test_mistakes.py and test_exercises.py.
 """
 
 import inspect

@@ -680,6 +680,7 @@ def test_every_file_is_taken_or_left_with_a_reason(course, capsys, monkeypatch, 
     assert not any(path.is_symlink() for path in course.rglob("*"))
 
 
+@pytest.mark.slow
 def test_the_command_says_it_and_goes_on(course, tmp_path):
     """As README has it; what is collected again and is the same stays as it was."""
     place = course / f"grading/downloaded/{NAME}/archive"

@@ -6,71 +6,61 @@ needs no test of its own; ``tests/wrong_answers`` has what no check holds in thi
 """
 
 import contextlib
+import inspect
 import io
 from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 
 import pytest
 import torch
 from helpers import ASSIGNMENTS, assignment_cells, run_cell
+from torch import Tensor
 
 from densenet_from_scratch.course import checks
 from densenet_from_scratch.course.checks import core
 
+TELLS = (
+    *(core.require_numbers, core.require_values, core.require_shape),
+    *(core.require_none, core.mistake_of),
+)
 MODULES = [value for value in vars(checks).values() if isinstance(value, ModuleType)]
+
+
+def hand_in(function: Callable, given: dict, wrong) -> None:
+    """Call a function of ``core`` again, with a mistake in place of what the solution gave."""
+    first = next(iter(given))
+    if function is core.require_numbers:
+        # A function of this file: one of the package's would be refused for that.
+        given = given | {first: lambda *case: wrong(*case)}
+    elif function is core.require_shape:
+        given = given | {first: torch.zeros(wrong)}
+    else:
+        given = given | {first: wrong.detach().clone() if isinstance(wrong, Tensor) else wrong}
+    said = function(**given)
+    if function is core.mistake_of:
+        raise AssertionError(said)
 
 
 def mistakes_of(name: str, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Callable]]:
     """Run a solution; return ``(message, hand_in)`` for each mistake that its checks name."""
     found = []
 
-    def variants(wrong) -> list:
-        return wrong if isinstance(wrong, list) else [wrong]
+    def recorder(function: Callable) -> Callable:
+        def record(*arguments, **options):
+            given = inspect.signature(function).bind(*arguments, **options).arguments
+            for message, wrong in given["mistakes"].items():
+                for variant in wrong if isinstance(wrong, list) else [wrong]:
+                    found.append((message, partial(hand_in, function, given, variant)))
+            return function(*arguments, **options)
 
-    def numbers(function, right, cases, mistakes, *others, **options):
-        for message, wrong in mistakes.items():
-            for variant in variants(wrong):
-                # A function of this file: one of the package's would be refused for that.
-                def hand_in(variant=variant):
-                    def answer(*given):
-                        return variant(*given)
-
-                    core.require_numbers(answer, right, cases, mistakes, *others, **options)
-
-                found.append((message, hand_in))
-        return core.require_numbers(function, right, cases, mistakes, *others, **options)
-
-    def values(value, right, what, mistakes, otherwise):
-        for message, wrong in mistakes.items():
-            for variant in variants(wrong):
-                given = (variant.detach().clone(), right, what, mistakes, otherwise)
-                found.append((message, lambda given=given: core.require_values(*given)))
-        return core.require_values(value, right, what, mistakes, otherwise)
-
-    def shape(value, right, what, mistakes, *otherwise):
-        for message, wrong in mistakes.items():
-            for variant in variants(wrong):
-                given = (torch.zeros(variant), right, what, mistakes, *otherwise)
-                found.append((message, lambda given=given: core.require_shape(*given)))
-        return core.require_shape(value, right, what, mistakes, *otherwise)
-
-    def none(value, right, mistakes, what, *same):
-        for message, wrong in mistakes.items():
-            for variant in variants(wrong):
-                given = (variant, right, mistakes, what, *same)
-                found.append((message, lambda given=given: core.require_none(*given)))
-        return core.require_none(value, right, mistakes, what, *same)
+        return record
 
     with monkeypatch.context() as patch:
         for module in MODULES:
-            for name_, recorder in (
-                ("require_numbers", numbers),
-                ("require_values", values),
-                ("require_shape", shape),
-                ("require_none", none),
-            ):
-                if module is not core and hasattr(module, name_):
-                    patch.setattr(module, name_, recorder)
+            for tells in TELLS:
+                if module is not core and hasattr(module, tells.__name__):
+                    patch.setattr(module, tells.__name__, recorder(tells))
         namespace = {"__name__": "__main__"}
         for cell in assignment_cells("solutions", name):
             if cell.cell_type == "code":
