@@ -27,12 +27,11 @@ from helpers import ROOT, free_ports, nbgrader
 from nbconvert.exporters import HTMLExporter
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-from playwright.sync_api import Browser, Error, sync_playwright
+from playwright.sync_api import Browser, Error
 
 from safe_grading import cleaning, sandbox
 
 pytestmark = pytest.mark.slow  # it grades, and starts a server and a browser
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 TOKEN, NAME, SECRET = "a-token-for-tests", "00-pages", "a-hidden-case"
 BEACON, CONTROL = "http://beacon.test", "http://page.test"
 PIXEL = (
@@ -287,21 +286,6 @@ def course(tmp_path_factory) -> Path:
     (course / "said").write_text(done.stdout)
     nbgrader(course, "generate_feedback", NAME)
     return course
-
-
-@pytest.fixture(scope="module")
-def browser():
-    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if executable is None:
-        message = f"no browser: install one of {', '.join(BROWSERS)} to run the browser tests"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
-    with sync_playwright() as playwright:
-        arguments = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-        browser = playwright.chromium.launch(executable_path=executable, args=arguments)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -141,7 +141,15 @@ def require_for_all(
             what = f"{name} for {dtype} of shape {', '.join(map(str, shapes))}"
             given = [_cast(part, dtype, differentiable) for part in case]
             expected = _as_tensors(right(*given))
+            layers = nn.ModuleList(part for part in _flat(given) if isinstance(part, nn.Module))
+            before = _batches_counted(layers)
             result = call_answer(what, function, *given)
+            runs = [number - before[part] for part, number in _batches_counted(layers).items()]
+            require(
+                max(runs, default=0) <= 1,
+                f"{what} runs a layer {max(runs, default=0)} times.\nLook at what is kept and used "
+                "again: every map is computed once.",
+            )
             values = [require_tensor(value, what) for value in _as_tensors(result)]
             other = next((v.dtype for v in values if v.dtype != dtype), dtype)
             require(
@@ -170,6 +178,10 @@ def _cast(part: Any, dtype: torch.dtype, differentiable: bool) -> Any:
     if not isinstance(part, Tensor):
         return part
     return part.detach().clone().to(dtype).requires_grad_(differentiable)
+
+
+def _flat(parts: Sequence[Any]) -> list[Any]:
+    return [p for part in parts for p in (_flat(part) if isinstance(part, list) else [part])]
 
 
 def _as_tensors(result: Any) -> list[Any]:

@@ -110,6 +110,8 @@ def dense_block_layers(answer: Any) -> str:
         count_parameters(block) == sum(map(count_parameters, layers)),
         f"{name} has parameters outside self.layers.\nLook at what __init__ creates.",
     )
+    smallest = build_answer(answer, 1, 1, 1, may_use=(DenseLayer,), random=False)
+    replace(_DENSE, arguments=(1, 1), reads=1, makes=1).parts(layer_list(smallest, 1)[0])
     return f"{name} has separate layers of the right widths"
 
 

@@ -272,4 +272,6 @@ def residual_stack_values(answer: Any) -> str:
         "the loop in forward.",
     )
     require_everywhere(stack, lambda x: through(1, x), STACK[1])
+    smallest = build_answer(answer, 1, 1, may_use=(PlainLayer, ResidualLayer))
+    replace(PLAIN, arguments=(1,), reads=1, makes=1).parts(layer_list(smallest, 1)[0])
     return f"{what} computes H_l(x) + x in every layer"

@@ -475,4 +475,12 @@ def training_weights(answer: Any) -> str:
         "the weights are not those of the recipe.\nMend only what is broken: the "
         "optimiser, the loss and the order of backward() and step() were right.",
     )
+    counted = [
+        int(p.num_batches_tracked or 0) for p in network.modules() if isinstance(p, nn.BatchNorm2d)
+    ]
+    require(
+        counted == [_EPOCHS * len(batches)],
+        f"{name} runs the network {counted[0]} times for {_EPOCHS} epochs of {len(batches)} "
+        "batches.\nLook at how often an image goes through it.",
+    )
     return f"{name} trains by the paper's recipe"
