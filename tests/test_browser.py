@@ -62,12 +62,14 @@ def lab(tmp_path_factory):
     server.wait(timeout=120)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def page(browser):
-    """One page for all tests: what it has loaded once it need not load again."""
     context = browser.new_context(viewport={"width": 1280, "height": 1000})
     page = context.new_page()
     page.set_default_timeout(PATIENCE)
+    # Now and then JupyterLab asks something, such as which kernel to take: what it proposes.
+    dialog = page.locator(".jp-Dialog .jp-mod-accept")
+    page.add_locator_handler(dialog, lambda: dialog.last.click())
     yield page
     context.close()
 
