@@ -13,6 +13,7 @@ from pathlib import Path
 import nbformat
 import torch
 from IPython.core.inputtransformer2 import TransformerManager
+from nbformat.v4 import new_code_cell, new_markdown_cell
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -44,6 +45,18 @@ def text_of(path: Path, kind: str = "markdown") -> str:
 def assignment_cells(folder: str, name: str) -> list[nbformat.NotebookNode]:
     """Return the cells of an assignment, as it stands in solutions/ or in exercises/."""
     return notebook(ROOT / folder / name / f"{name}.ipynb").cells
+
+
+def assignment_cell(
+    name: str, text: str, points: int | None = None, solution: bool = False, markdown: bool = False
+) -> nbformat.NotebookNode:
+    """Return a new cell with the role that it has in an assignment of nbgrader's."""
+    meta = {"grade_id": name, "locked": not solution, "schema_version": 3, "task": False}
+    meta |= {"grade": points is not None, "solution": solution}
+    if points is not None:
+        meta["points"] = points
+    new = new_markdown_cell if markdown else new_code_cell
+    return new(text, id=name, metadata={"nbgrader": meta})
 
 
 def role(cell: nbformat.NotebookNode, key: str):

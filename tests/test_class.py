@@ -22,7 +22,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from helpers import ROOT, nbgrader
+from helpers import ROOT, assignment_cell, nbgrader
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from nbgrader.api import Gradebook
@@ -66,23 +66,15 @@ def solution(code: str) -> str:
 def small_assignment() -> NotebookNode:
     """The source of an assignment of 8 points: 2, 3 and 2 by tests, 1 by a person."""
 
-    def cell(name, source, points=None, solution=False, markdown=False):
-        meta = {"grade_id": name, "locked": not solution, "schema_version": 3, "task": False}
-        meta |= {"grade": points is not None, "solution": solution}
-        if points is not None:
-            meta["points"] = points
-        new = new_markdown_cell if markdown else new_code_cell
-        return new(source, id=name, metadata={"nbgrader": meta})
-
     def test(name, points, visible, hidden):
         hidden = f"### BEGIN HIDDEN TESTS\n{hidden}\n### END HIDDEN TESTS"
-        return cell(name, f"{visible}\n{hidden}", points)
+        return assignment_cell(name, f"{visible}\n{hidden}", points)
 
     cells = [
         new_markdown_cell("# Small numbers", id="title"),
-        cell("imports", "import math"),
+        assignment_cell("imports", "import math"),
         new_markdown_cell("## The area of a circle", id="area-text"),
-        cell("area", solution(AREA), solution=True),
+        assignment_cell("area", solution(AREA), solution=True),
         test(
             "area-test",
             2,
@@ -90,7 +82,7 @@ def small_assignment() -> NotebookNode:
             f'assert math.isclose(area(3), 9 * math.pi), "{SECRET}"',
         ),
         new_markdown_cell("## Twice a number", id="double-text"),
-        cell("double", solution(DOUBLE), solution=True),
+        assignment_cell("double", solution(DOUBLE), solution=True),
         test(
             "double-test",
             3,
@@ -98,7 +90,7 @@ def small_assignment() -> NotebookNode:
             "assert [double(n) for n in range(9)] == list(range(0, 18, 2))",
         ),
         new_markdown_cell("## How many words", id="count-text"),
-        cell("count", solution(COUNT), solution=True),
+        assignment_cell("count", solution(COUNT), solution=True),
         test(
             "count-test",
             2,
@@ -107,7 +99,7 @@ def small_assignment() -> NotebookNode:
             'assert sum(count(text) for text in ["x", "y z"]) == 3',
         ),
         new_markdown_cell("## Why?", id="why-text"),
-        cell("why", "Because it is so.", 1, solution=True, markdown=True),
+        assignment_cell("why", "Because it is so.", 1, solution=True, markdown=True),
     ]
     notebook = new_notebook(cells=cells)
     notebook.metadata.kernelspec = {

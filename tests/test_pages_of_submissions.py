@@ -23,7 +23,7 @@ from pathlib import Path
 import nbformat
 import nbgrader.server_extensions.formgrader.handlers as formgrader
 import pytest
-from helpers import ROOT, free_ports, nbgrader
+from helpers import ROOT, assignment_cell, free_ports, nbgrader
 from nbconvert.exporters import HTMLExporter
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
@@ -226,22 +226,12 @@ def double(number):
 def source() -> NotebookNode:
     """An assignment of 3 points: 2 by a test, 1 by a person."""
 
-    def cell(
-        name: str, text: str, points: int | None = None, solution: bool = False, markdown=False
-    ):
-        meta = {"grade_id": name, "locked": not solution, "schema_version": 3, "task": False}
-        meta |= {"grade": points is not None, "solution": solution}
-        if points is not None:
-            meta["points"] = points
-        new = new_markdown_cell if markdown else new_code_cell
-        return new(text, id=name, metadata={"nbgrader": meta})
-
     solved = "### BEGIN SOLUTION\n    return 2 * number\n    ### END SOLUTION"
     hidden = f'### BEGIN HIDDEN TESTS\nassert double(3) == 6, "{SECRET}"\n### END HIDDEN TESTS'
     cells = [
-        cell("double", f"def double(number):\n    {solved}", solution=True),
-        cell("double-test", f"assert double(4) == 8\nprint('✓ doubled')\n{hidden}", 2),
-        cell("why", "Because it is so.", 1, solution=True, markdown=True),
+        assignment_cell("double", f"def double(number):\n    {solved}", solution=True),
+        assignment_cell("double-test", f"assert double(4) == 8\nprint('✓ doubled')\n{hidden}", 2),
+        assignment_cell("why", "Because it is so.", 1, solution=True, markdown=True),
     ]
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     return new_notebook(cells=cells, metadata={"kernelspec": kernel})

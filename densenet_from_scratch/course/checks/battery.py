@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from densenet_from_scratch.course.checks.compare import same_values
+from densenet_from_scratch.course.checks.compare import allclose, same_values
 from densenet_from_scratch.course.checks.core import (
     call_answer,
     name_of,
@@ -20,8 +20,6 @@ from densenet_from_scratch.course.checks.core import (
     require,
     require_tensor,
 )
-
-_allclose = torch.allclose  # see compare.py
 
 
 def require_gradients(
@@ -101,17 +99,22 @@ def require_everywhere(
         f"{name} records a graph under torch.no_grad().\nWho calls it decides about that: look "
         "for enable_grad() and requires_grad_().",
     )
+    require_same_again(first, second, name)
+    single = copy.deepcopy(module).float()
+    y = call_answer(f"{name} in torch.float32", single, x.float())
+    require(
+        y.dtype == torch.float32 and allclose(y.double(), expected, rtol=1e-2, atol=1e-2),
+        f"{name} in torch.float32 gives {y.dtype}, or other values.\nLook for a tensor that "
+        "forward makes or casts itself instead of computing it from x.",
+    )
+
+
+def require_same_again(first: Tensor, second: Tensor, name: str) -> None:
+    """Require that a second pass, with the same maps and at rest, gives what the first gave."""
     require(
         same_values(second, first),
         f"{name} gives something else the second time.\nLook for a list or a tensor that outlives "
         "the pass: an attribute of self, or a default argument.",
-    )
-    single = copy.deepcopy(module).float()
-    y = call_answer(f"{name} in torch.float32", single, x.float())
-    require(
-        y.dtype == torch.float32 and _allclose(y.double(), expected, rtol=1e-2, atol=1e-2),
-        f"{name} in torch.float32 gives {y.dtype}, or other values.\nLook for a tensor that "
-        "forward makes or casts itself instead of computing it from x.",
     )
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-# Our own reference: an answer could put another function in torch's place while it runs.
-_allclose = torch.allclose
+# All checks' own reference: an answer could put another function in torch's place while it runs.
+allclose = torch.allclose
 
 
 # Relative and absolute: what sums in another order may differ by.
@@ -33,7 +33,7 @@ def same_values(actual: Any, expected: Tensor, roughly: bool = False) -> bool:
         type(actual) in (Tensor, nn.Parameter)
         and actual.shape == expected.shape
         and actual.dtype == expected.dtype
-        and _allclose(actual, expected, *_tolerances(expected.dtype, roughly), equal_nan=True)
+        and allclose(actual, expected, *_tolerances(expected.dtype, roughly), equal_nan=True)
     )
 
 

@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from densenet_from_scratch.course.checks.compare import allclose
+
 PACKAGE = f"{Path(__file__).parents[2]}{os.sep}"
 _LIBRARIES = tuple({sysconfig.get_path(n) for n in ("stdlib", "platstdlib", "purelib", "platlib")})
 # What nobody needs who computes a result: it leads to the frames of who called.
@@ -53,13 +55,14 @@ class Broken(Exception):
 
 # --- What it was given ---------------------------------------------------------------------------
 
-# What may change in a module that was given; a container or a tensor may not.
+# What may change, where the question says so.
+TENSOR, LIST = "the tensor", "the list"
 WEIGHTS, STATISTICS, MODE, GRADIENTS, REQUIRES_GRAD = (
     *("the weights", "the running statistics", "the mode", "the gradients"),
     "requires_grad of parameters",
 )
 TRAINING = frozenset({WEIGHTS, STATISTICS, MODE, GRADIENTS})
-ANYTHING = frozenset({*TRAINING, REQUIRES_GRAD, "the tensor", "the list"})
+ANYTHING = frozenset({*TRAINING, REQUIRES_GRAD, TENSOR, LIST})
 
 
 def fresh(argument: Any) -> Any:
@@ -74,7 +77,7 @@ def fresh(argument: Any) -> Any:
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype and torch.allclose(a, b, 0, 0, equal_nan=True)
+    return a.shape == b.shape and a.dtype == b.dtype and allclose(a, b, 0, 0, equal_nan=True)
 
 
 def _tensors_of(module: nn.Module, statistics: bool) -> dict[str, Tensor]:
@@ -120,17 +123,17 @@ class _Given:
     def changed(self, may_change: frozenset[str]) -> str:
         """Return what of it has changed, or nothing."""
         value = self.value
-        if isinstance(value, Tensor) and "the tensor" not in may_change:
+        if isinstance(value, Tensor) and TENSOR not in may_change:
             same = _same(value.detach(), self.tensor) and value.requires_grad == self.requires_grad
-            return "" if same else f"the tensor {self.name}".rstrip()
+            return "" if same else f"{TENSOR} {self.name}".rstrip()
         if isinstance(value, nn.Module):
             return self._changed_module(value, may_change)
-        if isinstance(value, list) and "the list" not in may_change:
+        if isinstance(value, list) and LIST not in may_change:
             parts = [given.value for given in self.parts]
             if len(parts) != len(value) or any(
                 a is not b for a, b in zip(parts, value, strict=True)
             ):
-                return f"the list {self.name}".rstrip()
+                return f"{LIST} {self.name}".rstrip()
         return next(filter(None, (given.changed(may_change) for given in self.parts)), "")
 
     def _changed_module(self, module: nn.Module, may_change: frozenset[str]) -> str:

@@ -12,13 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densenet_from_scratch.course.checks.battery import require_everywhere, require_gradients
+from densenet_from_scratch.course.checks.battery import (
+    require_everywhere,
+    require_gradients,
+    require_same_again,
+)
 from densenet_from_scratch.course.checks.by_hand import (
     mix_by_hand,
     mix_or_convolve_by_hand,
     normalise_by_hand,
 )
-from densenet_from_scratch.course.checks.compare import same_values
+from densenet_from_scratch.course.checks.compare import allclose
 from densenet_from_scratch.course.checks.core import (
     as_check,
     build_answer,
@@ -541,11 +545,7 @@ def one_shot_side_effects(answer: Any) -> str:
         one.module.eval()
         with torch.no_grad():
             first, second = one.call(x), one.call(x)
-        require(
-            same_values(second, first),
-            f"{one.name} gives something else the second time.\nLook for a list that outlives the "
-            "pass: an attribute of self, or a default argument.",
-        )
+        require_same_again(first, second, one.name)
     return f"{one.name} leaves its input alone, and remembers nothing from pass to pass"
 
 
@@ -617,7 +617,7 @@ def _fold(name: str, answer: Any, case: str, conv: nn.Conv2d, norm: nn.BatchNorm
 
 def _close(actual: Tensor, expected: Tensor) -> bool:
     """Return whether tensors agree to 1e-10: a fold is exact but for rounding."""
-    return torch.allclose(actual, expected, rtol=1e-10, atol=1e-10)
+    return allclose(actual, expected, rtol=1e-10, atol=1e-10)
 
 
 def _require_same(
@@ -724,7 +724,7 @@ def folded_values(answer: Any) -> str:
             continue
         what = f"{name} for {case}"
         require_none(result, right, mistakes, what, _close)
-        nearly = torch.allclose(result, right, rtol=1e-3, atol=1e-3)
+        nearly = allclose(result, right, rtol=1e-3, atol=1e-3)
         raise AssertionError(
             f"{what}: this is {'nearly, but not exactly' if nearly else 'not'} what "
             "convolution and BN give.\nTake a convolution whose weights are zero: only the bias is "
