@@ -6,6 +6,7 @@ image, odd sizes, and the same result the second time.
 """
 
 import copy
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -93,13 +94,20 @@ def require_everywhere(
             )
         require_gradients(module, random_maps(2, channels, *sizes[-1][1:]), right, mode)
     with torch.no_grad():
-        first, second = (call_answer(name, module, x) for _ in range(2))
+        (first, kept), (second, kept_again) = (
+            (call_answer(name, module, x), _kept(module)) for _ in range(2)
+        )
     require(
         not first.requires_grad,
         f"{name} records a graph under torch.no_grad().\nWho calls it decides about that: look "
         "for enable_grad() and requires_grad_().",
     )
     require_same_again(first, second, name)
+    require(
+        kept_again <= kept,
+        f"{name} holds {kept_again - kept} tensors more after every pass.\nLook for a list that "
+        "outlives the pass: maps that nobody reads any more fill the memory.",
+    )
     single = copy.deepcopy(module).float()
     y = call_answer(f"{name} in torch.float32", single, x.float())
     require(
@@ -116,6 +124,23 @@ def require_same_again(first: Tensor, second: Tensor, name: str) -> None:
         f"{name} gives something else the second time.\nLook for a list or a tensor that outlives "
         "the pass: an attribute of self, or a default argument.",
     )
+
+
+def _kept(module: nn.Module) -> int:
+    """Return how many tensors a module and its parts hold in containers of their own."""
+    own = vars(nn.Module()).keys()  # what every module has, for parameters and the like
+    attributes = [v for part in module.modules() for k, v in vars(part).items() if k not in own]
+    return _tensors_in(attributes)
+
+
+def _tensors_in(value: Any) -> int:
+    if isinstance(value, Tensor):
+        return 1
+    if isinstance(value, dict):
+        return _tensors_in(list(value.values()))
+    if isinstance(value, list | tuple | set | deque):
+        return sum(map(_tensors_in, value))
+    return 0
 
 
 def _batches_counted(module: nn.Module) -> dict[str, int]:

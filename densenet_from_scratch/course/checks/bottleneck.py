@@ -20,6 +20,7 @@ from densenet_from_scratch.course.checks.core import (
     call_answer,
     random_maps,
     require,
+    require_defaults,
     require_none,
     require_numbers,
     require_own,
@@ -43,11 +44,7 @@ def _norm(layer: nn.Module, part: str, maps: int, where: str) -> nn.BatchNorm2d:
         f"{name}: self.{part} is made for {norm.num_features} maps.\nIt has one scale and one "
         f"shift for each map that {where}.",
     )
-    require(
-        norm.affine and norm.track_running_stats,
-        f"{name}: self.{part} has unusual settings.\nLeave the arguments that the question does "
-        "not name at their defaults.",
-    )
+    require_defaults(layer, part)
     return norm
 
 
@@ -64,11 +61,7 @@ def _conv(layer: nn.Module, part: str, kernel: int) -> nn.Conv2d:
         f"{name}: self.{part} changes the height and width of the maps.\nHow many pixels beyond "
         "the border does a kernel of that size reach? Look at padding and stride.",
     )
-    require(
-        (conv.groups, conv.dilation, conv.padding_mode) == (1, (1, 1), "zeros"),
-        f"{name}: self.{part} has unusual settings.\nLeave the arguments that the question does "
-        "not name at their defaults.",
-    )
+    require_defaults(layer, part)
     require(
         conv.bias is None,
         f"{name}: self.{part} has a bias.\nThe next batch normalisation subtracts the mean, and "

@@ -63,6 +63,16 @@ WEIGHTS, STATISTICS, MODE, GRADIENTS, REQUIRES_GRAD = (
 )
 TRAINING = frozenset({WEIGHTS, STATISTICS, MODE, GRADIENTS})
 ANYTHING = frozenset({*TRAINING, REQUIRES_GRAD, TENSOR, LIST})
+_HINTS = {
+    MODE: "Who calls it decides about training and evaluation: look for train() and eval().",
+    STATISTICS: "In evaluation mode they are only read: look for train() and for momentum.",
+    GRADIENTS: "Look for backward() and zero_grad().",
+    REQUIRES_GRAD: "Look for requires_grad_() and requires_grad =.",
+}
+_IN_PLACE = (
+    "Somebody else may still need it: look for +=, inplace=True, and methods that work in place, "
+    "such as sort() and those that end in an underscore."
+)
 
 
 def fresh(argument: Any) -> Any:
@@ -88,9 +98,9 @@ def _tensors_of(module: nn.Module, statistics: bool) -> dict[str, Tensor]:
 def _module_facts(module: nn.Module) -> dict[str, Any]:
     parameters = dict(module.named_parameters())
     return {
+        MODE: {name: part.training for name, part in module.named_modules()},
         WEIGHTS: _tensors_of(module, statistics=False),
         STATISTICS: _tensors_of(module, statistics=True),
-        MODE: {name: part.training for name, part in module.named_modules()},
         REQUIRES_GRAD: {name: p.requires_grad for name, p in parameters.items()},
         GRADIENTS: {
             name: None if p.grad is None else p.grad.detach().clone()
@@ -112,9 +122,11 @@ class _Given:
 
     def __init__(self, value: Any, name: str = "") -> None:
         self.value, self.name = value, name
-        self.parts = [_Given(v, name) for v in value] if isinstance(value, list | tuple) else []
+        inside = f"in {name}" if name else ""
+        self.parts = [_Given(v, inside) for v in value] if isinstance(value, list | tuple) else []
         if isinstance(value, Tensor):
             self.tensor, self.requires_grad = value.detach().clone(), value.requires_grad
+            self.version = value._version  # counts what was written, also what was put back
         elif isinstance(value, nn.Module):
             self.facts = _module_facts(value)
             # A pass in training mode counts its batch: only at rest must statistics stay.
@@ -124,8 +136,13 @@ class _Given:
         """Return what of it has changed, or nothing."""
         value = self.value
         if isinstance(value, Tensor) and TENSOR not in may_change:
-            same = _same(value.detach(), self.tensor) and value.requires_grad == self.requires_grad
-            return "" if same else f"{TENSOR} {self.name}".rstrip()
+            before = self.requires_grad, self.version
+            same = before == (value.requires_grad, value._version)
+            return (
+                ""
+                if same and _same(value.detach(), self.tensor)
+                else f"{TENSOR} {self.name}".rstrip()
+            )
         if isinstance(value, nn.Module):
             return self._changed_module(value, may_change)
         if isinstance(value, list) and LIST not in may_change:
@@ -274,8 +291,7 @@ def run_answer(
         if what := argument.changed(may_change):
             own = argument.value is function
             raise Broken(
-                f"changes {what} {'while it runs' if own else 'that it was given'}.\nSomebody "
-                "else may still need it: look for +=, inplace=True, and methods that work in "
-                "place, such as sort() and those that end in an underscore."
+                f"changes {what} {'while it runs' if own else 'that it was given'}.\n"
+                + next((hint for fact, hint in _HINTS.items() if fact in what), _IN_PLACE)
             )
     return result

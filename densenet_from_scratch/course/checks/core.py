@@ -174,6 +174,9 @@ def build_answer(
                             statistic.uniform_(0.5, 2.0)
             for parameter in module.parameters():
                 parameter.normal_()
+            for part in module.modules():
+                if isinstance(part, nn.BatchNorm2d) and part.affine:
+                    part.weight.mul_(4)  # maps well above 6, where ReLU6 is no ReLU
     return module
 
 
@@ -226,6 +229,11 @@ def require_values(
     value = require_tensor(value, what)
     if same_values(value, right):
         return
+    require(
+        value.dtype == right.dtype,
+        f"{what} is of {value.dtype} where {right.dtype} was given.\nLook for a tensor that is "
+        "made or cast on the way without regard to the dtype of what was given.",
+    )
     require_none(value, right, mistakes, what)
     raise AssertionError(f"{what}: {otherwise}")
 
@@ -254,6 +262,24 @@ def require_part(
     missing = f"{type(owner).__name__} has no {kind.__name__} called self.{attribute}."
     require(type(part) is kind, f"{missing}\n{hint}")
     return cast(Part, part)
+
+
+_DEFAULTS: dict[type[nn.Module], dict[str, Any]] = {
+    nn.BatchNorm2d: {"eps": 1e-5, "momentum": 0.1, "affine": True, "track_running_stats": True},
+    nn.Conv2d: {"groups": 1, "dilation": (1, 1), "padding_mode": "zeros"},
+}
+
+
+def require_defaults(owner: nn.Module, attribute: str) -> None:
+    """Require that a part was made with the defaults of what no question names."""
+    part = getattr(owner, attribute)
+    for argument, usual in _DEFAULTS[type(part)].items():
+        value = getattr(part, argument)
+        require(
+            value == usual,
+            f"{type(owner).__name__}: self.{attribute} has {argument}={value!r}.\nThe question "
+            "does not speak of that argument: leave it at its default.",
+        )
 
 
 def require_parts(

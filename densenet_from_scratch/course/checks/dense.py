@@ -105,6 +105,11 @@ def dense_block_layers(answer: Any) -> str:
     require(widths == right, f"{name}{_BLOCK}: its layers are made for {widths} maps.\n{hint}")
     for layer, width in zip(layers, right, strict=True):
         replace(_DENSE, reads=width, makes=k).parts(layer)
+        rate = getattr(layer, "drop_rate", 0)
+        require(
+            bool(rate == 0),
+            f"{name}: its layers have drop_rate={rate}.\nThe question asks for no dropout.",
+        )
     require_separate(layers, name)
     require(
         count_parameters(block) == sum(map(count_parameters, layers)),

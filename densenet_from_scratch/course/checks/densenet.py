@@ -264,7 +264,16 @@ def layers_per_block(answer: Any) -> str:
     name = require_numbers(
         answer,
         _layers,
-        [(40, False), (100, False), (100, True), (190, True), (42, False), (45, True), (4, False)],
+        [
+            (40, False),
+            (100, False),
+            (100, True),
+            (190, True),
+            (42, False),
+            (45, True),
+            (4, False),
+            (1, False),
+        ],
         {
             "a depth that no such network has gets an answer too.\nPut it back: which depth has "
             "the network that you found?": lambda depth, two: (depth - 4) // (6 if two else 3),
@@ -276,7 +285,7 @@ def layers_per_block(answer: Any) -> str:
             "question asks for one.": lambda depth, two: max(0, (depth - 4) // (2 if two else 1)),
         },
         "Turn the formula of question 2, part 1, for three equal blocks round.",
-        draw=lambda r: (r.randint(4, 300), r.random() < 0.5),
+        draw=lambda r: (r.randint(1, 300), r.random() < 0.5),
     )
     return f"{name} finds the blocks that a name stands for"
 
@@ -366,11 +375,11 @@ def densenet_parameters(answer: Any) -> str:
 
 
 def _key_pairs() -> Iterator[tuple[str, str]]:
-    """Torchvision's keys and ours, for blocks of 3, 12 and 25 layers."""
+    """Torchvision's keys and ours, for blocks of 3, 12 and 103 layers."""
     yield "features.conv0.weight", "stem.conv.weight"
     norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
     heads = [("features.norm0.", "stem.norm."), ("features.norm5.", "norm.")]
-    for block, layers in enumerate((3, 12, 25)):
+    for block, layers in enumerate((3, 12, 103)):
         for layer in range(layers):
             theirs = f"features.denseblock{block + 1}.denselayer{layer + 1}."
             ours = f"blocks.{block}.layers.{layer}."

@@ -105,8 +105,10 @@ def shared_state_values(answer: Any) -> str:
     name = require_own(answer, FunctionType)
     layers, x = _layers(), random_maps(3, _K0, 4, 5)
     calls: Counter[nn.Module] = Counter()
+    read: list[Tensor] = []
     for layer in layers:
         layer.register_forward_hook(lambda layer, *_: calls.update([layer]))
+        layer.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
     state = _run(answer, name, layers, x)
     most = max(calls.values(), default=0)
     require(
@@ -122,6 +124,12 @@ def shared_state_values(answer: Any) -> str:
         "the values are wrong.\nTake pencil and paper for k_0 = 5 and k = 2: which maps does layer "
         "2 read, and to which does it write?",
     )
+    ours = {tensor.untyped_storage().data_ptr() for tensor in (state, x)}
+    require(
+        all(tensor.untyped_storage().data_ptr() in ours for tensor in read),
+        f"{name}: a layer reads a tensor of its own, not a part of the state.\nThe question asks "
+        "for *one* tensor that all layers read and write: look for cat, clone(), contiguous().",
+    )
     cases = [(layers[:1], random_maps(1, _K0, 3, 5)), (layers, random_maps(1, _K0, 1, 7))]
     with torch.no_grad():
         require_for_all(
@@ -131,6 +139,8 @@ def shared_state_values(answer: Any) -> str:
 
 
 Count = Callable[[int, int, int], int]
+
+_LARGE = 850  # more than a search in vain would try, and less than recursion allows
 
 
 def _without_norms(n: int, k0: int, k: int) -> int:
@@ -152,6 +162,7 @@ def _require_largest(
     def draw(chance: Random) -> tuple[int, int, int]:
         """A budget that one size just fits, or just misses, or that is too small for any."""
         k0, given, free = chance.randint(1, 64), chance.randint(1, 12), chance.randint(0, 130)
+        free = _LARGE if chance.random() < 0.1 else free
         spent = block_cost(*((free, k0, given) if of_layers else (given, k0, free)))
         return max(0, spent + chance.randint(-3, 3)), k0, given
 

@@ -18,6 +18,7 @@ from densenet_from_scratch.course.checks.core import (
     call_answer,
     random_maps,
     require,
+    require_defaults,
     require_part,
     require_parts,
     require_shape,
@@ -73,13 +74,8 @@ class LayerSpec:
             "without padding has no neighbours at the border, so each layer loses a ring of "
             "pixels; look at padding and stride.",
         )
-        require(
-            norm.affine
-            and norm.track_running_stats
-            and (conv.groups, conv.dilation, conv.padding_mode) == (1, (1, 1), "zeros"),
-            f"{name}: self.{self.norm} and self.{self.conv} have unusual settings.\nLeave the "
-            "arguments that the question does not name at their defaults.",
-        )
+        for part in (self.norm, self.conv):
+            require_defaults(layer, part)
         require(
             conv.bias is None,
             f"{name}: self.{self.conv} has a bias.\nThe next batch normalisation subtracts the "

@@ -647,14 +647,17 @@ def _mean(maps: Tensor, dim: int | tuple[int, ...] = (0, 2, 3)) -> Tensor:
 def _case(shape: tuple[int, ...]) -> dict[str, Tensor]:
     """Return a BN's inputs, what is stored of it, and autograd's gradients of a formula by hand."""
     x = (random_maps(*shape) * 3 + random_maps(1, shape[1], 1, 1)).requires_grad_()
-    gamma, beta = random_maps(shape[1]).requires_grad_(), random_maps(shape[1]).requires_grad_()
+    gamma, beta = random_maps(2, shape[1])
+    gamma[1:2] = beta[1:2] = 0  # what the ReLU reads is exactly 0: it lets no gradient through
+    gamma.requires_grad_()
+    beta.requires_grad_()
     grad = random_maps(*shape) + 0.5  # a mean that is not 0, or its term would hardly show
     centred = x - _mean(x)
     inverse = 1 / torch.sqrt(_mean(centred**2) + 0.1)
     x_hat = centred * inverse
     y = x_hat * gamma[:, None, None] + beta[:, None, None]
     case = {"x_hat": x_hat, "inverse": inverse.flatten(), "gamma": gamma, "beta": beta}
-    for name, output in (("plain", y), ("relu", y.clamp(min=0))):
+    for name, output in (("plain", y), ("relu", torch.relu(y))):
         gradients = torch.autograd.grad(output, (x, gamma, beta), grad, retain_graph=True)
         case |= {f"{name} {n}": g for n, g in zip(_GRADIENTS, gradients, strict=True)}
     return {"grad": grad} | {key: tensor.detach().clone() for key, tensor in case.items()}

@@ -30,6 +30,7 @@ from densenet_from_scratch.course.checks.core import (
     mistake_of,
     random_maps,
     require,
+    require_defaults,
     require_numbers,
     require_own,
     require_part,
@@ -78,11 +79,9 @@ def transition_parts(answer: Any) -> str:
         f"{name}: self.conv changes the height and width of the maps.\nThat is the pooling's task: "
         "look at stride and padding.",
     )
-    require(
-        conv.bias is None and conv.groups == 1 and norm.affine and norm.track_running_stats,
-        f"{name}: self.norm or self.conv has unusual settings.\nThe convolution has no bias; leave "
-        "the arguments that the question does not name at their defaults.",
-    )
+    require(conv.bias is None, f"{name}: self.conv has a bias.\nThe question asks for none.")
+    for part in ("norm", "conv"):
+        require_defaults(module, part)
     require(
         same_number(getattr(module, "out_channels", None), _LEFT),
         f"{name}({_MAPS}, {_THETA}): self.out_channels is not the number of maps that leave.\nThe "
