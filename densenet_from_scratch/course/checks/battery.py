@@ -30,6 +30,9 @@ def require_gradients(
     sources = {"the input": x.requires_grad_()} | dict(module.named_parameters())
     reference = expected(x)
     weights = torch.randn_like(reference)
+    before = {parameter: torch.ones_like(parameter) for parameter in module.parameters()}
+    for parameter, gradient in before.items():
+        parameter.grad = gradient
     right = torch.autograd.grad((reference * weights).sum(), list(sources.values()))
     in_place = "If it speaks of an in-place operation: look for += and inplace=True in forward."
     y = require_tensor(call_answer(what, module, x, hint=in_place), what)
@@ -54,6 +57,11 @@ def require_gradients(
             f"{what}: the gradient of {name} is wrong.\nIf the values are right, part of the path "
             "is cut: look for detach(), .data and torch.no_grad().",
         )
+    require(
+        all(p.grad is kept and bool((kept == 1).all()) for p, kept in before.items()),
+        f"The backward pass of {what} changes gradients that were there.\nThey may be those of an "
+        "earlier batch, to be added to: look for zero_grad() and .grad.",
+    )
 
 
 def require_everywhere(

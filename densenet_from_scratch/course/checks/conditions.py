@@ -98,7 +98,7 @@ def _tensors_of(module: nn.Module, statistics: bool) -> dict[str, Tensor]:
 def _module_facts(module: nn.Module) -> dict[str, Any]:
     parameters = dict(module.named_parameters())
     return {
-        MODE: {name: part.training for name, part in module.named_modules()},
+        MODE: {name: part.training for name, part in module.named_modules(remove_duplicate=False)},
         WEIGHTS: _tensors_of(module, statistics=False),
         STATISTICS: _tensors_of(module, statistics=True),
         REQUIRES_GRAD: {name: p.requires_grad for name, p in parameters.items()},

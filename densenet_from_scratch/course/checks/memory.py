@@ -14,7 +14,11 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import CheckpointError
 from torch.utils.flop_counter import FlopCounterMode
 
-from densenet_from_scratch.course.checks.battery import require_everywhere, require_gradients
+from densenet_from_scratch.course.checks.battery import (
+    require_everywhere,
+    require_for_all,
+    require_gradients,
+)
 from densenet_from_scratch.course.checks.by_hand import (
     branch_by_hand,
     convolve_by_hand,
@@ -683,7 +687,7 @@ def _call(answer: Any, names: Sequence[str], case: dict[str, Tensor]) -> tuple[T
     for tensor, part, shape in zip(value, _GRADIENTS, (maps, channels, channels), strict=True):
         tensor = require_tensor(tensor, f"{part} of {what}")
         require(
-            tuple(tensor.shape) == shape and tensor.dtype == torch.float64,
+            tuple(tensor.shape) == shape and tensor.dtype == case["grad"].dtype,
             f"{part} of {what} has shape {tuple(tensor.shape)} and dtype {tensor.dtype}.\nA "
             "gradient has the shape and dtype of what it is the gradient of: one number for each "
             "of its numbers.",
@@ -727,6 +731,19 @@ def _gradients(case: dict[str, Tensor], grad: Tensor) -> dict[str, Tensor]:
         grad.sum(dim=pixels),
     )
     return dict(zip(_GRADIENTS, values, strict=True))
+
+
+def _require_in_both_dtypes(answer: Any, names: Sequence[str]) -> None:
+    def right(*given: Tensor) -> list[Tensor]:
+        case = dict(zip(names, given, strict=True))
+        grad = case["grad"]
+        if "beta" in case:
+            gamma, beta = (case[key][:, None, None] for key in ("gamma", "beta"))
+            grad = grad * (gamma * case["x_hat"] + beta > 0)
+        return list(_gradients(case, grad).values())
+
+    cases = [tuple(case[name] for name in names) for case in map(_case, _SHAPES[:2])]
+    require_for_all(answer, right, cases, differentiable=False)
 
 
 def _wrong_grad_x(case: dict[str, Tensor], grad: Tensor) -> dict[str, Tensor]:
@@ -792,6 +809,7 @@ def normalisation_gradients_values(answer: Any) -> str:
             "the values are wrong.\nFirst the gradient of x̂, then the chapter's formula, term by "
             "term.",
         )
+    _require_in_both_dtypes(answer, ("grad", "x_hat", "inverse", "gamma"))
     return f"{name} gives autograd's gradients of x, γ and β"
 
 
@@ -826,4 +844,5 @@ def activated_gradients_values(answer: Any) -> str:
                 "the values are wrong.\nFirst the ReLU's own backward pass, then that of BN with "
                 "what has come through.",
             )
+    _require_in_both_dtypes(answer, ("grad", "x_hat", "inverse", "gamma", "beta"))
     return f"{name} needs nothing but x̂ for BN and ReLU together"

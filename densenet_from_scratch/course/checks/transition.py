@@ -331,13 +331,17 @@ def pooled_kernel(answer: Any) -> str:
 _BODY = ([2, 1, 3], 8, 4, 0.25)  # layers of the blocks, maps that enter, growth rate, compression
 
 
-def _body(answer: Any, theta: float) -> tuple[nn.Module, list[Any], list[Any]]:
+def _body(
+    answer: Any, config: list[int], k0: int, k: int, theta: float
+) -> tuple[nn.Module, list[Any], list[Any]]:
     """Build the answer in evaluation mode; return it, its blocks and its transitions."""
-    config, k0, k, _ = _BODY
     allowed = (DenseBlock, BottleneckLayer, Transition)
     body = build_answer(answer, config, k0, k, theta, may_use=allowed, random=False).eval()
     name = type(body).__name__
-    for part, kind, number in (("blocks", DenseBlock, 3), ("transitions", Transition, 2)):
+    for part, kind, number in (
+        ("blocks", DenseBlock, len(config)),
+        ("transitions", Transition, len(config) - 1),
+    ):
         members = require_parts(body, part, kind, "Mend only what is broken.")
         require(
             len(members) == number,
@@ -352,9 +356,11 @@ def _body(answer: Any, theta: float) -> tuple[nn.Module, list[Any], list[Any]]:
 @as_check
 def body_compression(answer: Any) -> str:
     """The setting θ reaches every transition, and the next block is made for what it leaves."""
-    config, k0, k, _ = _BODY
-    for theta in (0.75, 1.0):
-        body, blocks, transitions = _body(answer, theta)
+    for config, k0, k, theta in (
+        *((*_BODY[:3], theta) for theta in (0.75, 1.0)),
+        *(([2], 1, 1, 0.5), ([1, 2], 3, 5, 0.75)),
+    ):
+        body, blocks, transitions = _body(answer, config, k0, k, theta)
         name = type(body).__name__
         pairs = _widths(config, k0, k, theta)
         read = [transition.conv.in_channels for transition in transitions]
@@ -387,7 +393,7 @@ def body_compression(answer: Any) -> str:
 @as_check
 def body_values(answer: Any) -> str:
     """Blocks and transitions alternate, and the last block's maps leave."""
-    body, blocks, transitions = _body(answer, _BODY[3])
+    body, blocks, transitions = _body(answer, *_BODY)
     name = type(body).__name__
     x = random_maps(2, _BODY[1], 8, 8)
 
@@ -411,4 +417,6 @@ def body_values(answer: Any) -> str:
     )
     sizes = ((1, 9, 12), (3, 8, 8))
     require_everywhere(body, lambda x: blocks[-1](before_last(x)), _BODY[1], sizes)
+    single, (block,), _ = _body(answer, [2], 3, 2, 0.5)
+    require_everywhere(single, block, 3)
     return f"{name} runs blocks and transitions in turn"
