@@ -22,6 +22,8 @@ from densenet_from_scratch.course.checks.core import (
     require_tensor,
 )
 
+_ELSEWHERE = torch.bfloat16  # a dtype that no default has
+
 
 def require_gradients(
     module: nn.Module, x: Tensor, expected: Callable[[Tensor], Tensor], what: str
@@ -116,8 +118,9 @@ def require_everywhere(
         f"{name} holds {kept_again - kept} tensors more after every pass.\nLook for a list that "
         "outlives the pass: maps that nobody reads any more fill the memory.",
     )
-    single = copy.deepcopy(module).float()
-    y = call_answer(f"{name} in torch.float32", single, x.float())
+    module.float()  # and not a copy: what an answer has tied to itself would stay behind
+    y = call_answer(f"{name} in torch.float32", module, x.float())
+    module.double()
     require(
         y.dtype == torch.float32 and allclose(y.double(), expected, rtol=1e-2, atol=1e-2),
         f"{name} in torch.float32 gives {y.dtype}, or other values.\nLook for a tensor that "
@@ -206,11 +209,35 @@ def require_for_all(
                 _require_same_gradients(what, sources, values, expected)
 
 
+def require_elsewhere(function: Callable[..., Any], shape: tuple[int, ...], *case: Any) -> None:
+    """Require a result of the dtype and device of what was given, whatever these are."""
+    given = [_elsewhere(part) for part in case]
+    what = f"{name_of(function)} for {_ELSEWHERE} on another device"
+    hint = "Look at the dtype and the device with which a tensor is made."
+    result = require_tensor(call_answer(what, function, *given, hint=hint), what)
+    require(
+        (result.dtype, result.device.type, tuple(result.shape)) == (_ELSEWHERE, "meta", shape),
+        f"{what} gives {result.dtype} on {result.device}.\n{hint}",
+    )
+
+
+def _elsewhere(part: Any) -> Any:
+    """Return a tensor or module as one without numbers, which may not meet one of the CPU."""
+    if isinstance(part, list):
+        return [_elsewhere(p) for p in part]
+    if isinstance(part, nn.Module):
+        return copy.deepcopy(part).to("meta", _ELSEWHERE).eval()
+    return part.detach().to("meta", _ELSEWHERE) if isinstance(part, Tensor) else part
+
+
 def _cast(part: Any, dtype: torch.dtype, differentiable: bool) -> Any:
     if isinstance(part, list):
         return [_cast(p, dtype, differentiable) for p in part]
     if isinstance(part, nn.Module):
-        return copy.deepcopy(part).to(dtype)
+        part = copy.deepcopy(part).to(dtype)
+        for parameter in part.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        return part
     if not isinstance(part, Tensor):
         return part
     return part.detach().clone().to(dtype).requires_grad_(differentiable)

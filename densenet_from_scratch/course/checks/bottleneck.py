@@ -143,6 +143,13 @@ def bottleneck_layer_parts(answer: Any) -> str:
         f"{name}{_ARGUMENTS} has {count_parameters(layer)} parameters, more than its four parts "
         "need.\nLook for a part that forward does not use.",
     )
+    narrow = build_answer(answer, 2, 3, 4)
+    middle = [_conv(narrow, part, kernel) for part, kernel in (("conv1", 1), ("conv2", 3))]
+    require(
+        (middle[0].out_channels, middle[1].in_channels) == (12, 12),
+        f"{name}(2, 3, 4): the middle is {middle[0].out_channels} maps wide.\nIt is wider than "
+        "what enters, and still bn_size times k.",
+    )
     return f"{name} has the right four parts, and no parameter more"
 
 
@@ -248,16 +255,16 @@ def _first_cheaper(
 ) -> int:
     n = kernel**power
 
-    def cheaper(m: int) -> bool:
-        return m * b * k + second * n * b * k * k + extra < n * m * k
-
-    return next(filter(cheaper, range(1, 2000)), 0)
+    needed, saved = second * n * b * k * k + extra, (n - b) * k  # once; and by each further map
+    return max(needed, 0) // saved + 1 if saved > 0 else 0
 
 
 def _draw_sizes(chance: Random) -> tuple[int, int, int]:
-    """A kernel, k, and a middle that is at most half as wide as would never pay, or never pays."""
+    """A kernel, k, and a middle that pays soon, or very late, or never."""
     kernel = chance.choice((3, 5, 7))
-    middle = chance.choice((chance.randint(1, kernel**2 // 2), kernel**2, kernel**2 + 3))
+    middle = chance.choice(
+        (chance.randint(1, kernel**2 // 2), kernel**2 - 1, kernel**2, kernel**2 + 3)
+    )
     return kernel, chance.randint(1, 32), middle
 
 

@@ -57,9 +57,9 @@ class Broken(Exception):
 
 # What may change, where the question says so.
 TENSOR, LIST = "the tensor", "the list"
-WEIGHTS, STATISTICS, MODE, GRADIENTS, REQUIRES_GRAD = (
+WEIGHTS, STATISTICS, MODE, GRADIENTS, REQUIRES_GRAD, HOOKS = (
     *("the weights", "the running statistics", "the mode", "the gradients"),
-    "requires_grad of parameters",
+    *("requires_grad of parameters", "the hooks"),
 )
 TRAINING = frozenset({WEIGHTS, STATISTICS, MODE, GRADIENTS})
 ANYTHING = frozenset({*TRAINING, REQUIRES_GRAD, TENSOR, LIST})
@@ -68,6 +68,7 @@ _HINTS = {
     STATISTICS: "In evaluation mode they are only read: look for train() and for momentum.",
     GRADIENTS: "Look for backward() and zero_grad().",
     REQUIRES_GRAD: "Look for requires_grad_() and requires_grad =.",
+    HOOKS: "They would run again in every later pass: remove() each, or compute without.",
 }
 _IN_PLACE = (
     "Somebody else may still need it: look for +=, inplace=True, and methods that work in place, "
@@ -87,12 +88,19 @@ def fresh(argument: Any) -> Any:
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype and allclose(a, b, 0, 0, equal_nan=True)
+    if (a.shape, a.dtype, a.device) != (b.shape, b.dtype, b.device):
+        return False
+    return a.is_meta or allclose(a, b, 0, 0, equal_nan=True)
 
 
-def _tensors_of(module: nn.Module, statistics: bool) -> dict[str, Tensor]:
+def _tensors_of(module: nn.Module, statistics: bool) -> dict[str, tuple[Tensor, int]]:
     tensors = dict(module.named_buffers() if statistics else module.named_parameters())
-    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    return {name: (tensor.detach().clone(), _version(tensor)) for name, tensor in tensors.items()}
+
+
+def _version(tensor: Tensor) -> int:
+    """Return a count of what was written to a tensor, also where it was put back."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _module_facts(module: nn.Module) -> dict[str, Any]:
@@ -101,6 +109,7 @@ def _module_facts(module: nn.Module) -> dict[str, Any]:
         MODE: {name: part.training for name, part in module.named_modules(remove_duplicate=False)},
         WEIGHTS: _tensors_of(module, statistics=False),
         STATISTICS: _tensors_of(module, statistics=True),
+        HOOKS: {name: list(part._forward_hooks) for name, part in module.named_modules()},
         REQUIRES_GRAD: {name: p.requires_grad for name, p in parameters.items()},
         GRADIENTS: {
             name: None if p.grad is None else p.grad.detach().clone()
@@ -112,6 +121,8 @@ def _module_facts(module: nn.Module) -> dict[str, Any]:
 def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a is b or _same(a, b)
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(map(_equal, a, b))
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
     return a is b or (type(a) is type(b) and bool(a == b))
@@ -126,7 +137,7 @@ class _Given:
         self.parts = [_Given(v, inside) for v in value] if isinstance(value, list | tuple) else []
         if isinstance(value, Tensor):
             self.tensor, self.requires_grad = value.detach().clone(), value.requires_grad
-            self.version = value._version  # counts what was written, also what was put back
+            self.version = _version(value)
         elif isinstance(value, nn.Module):
             self.facts = _module_facts(value)
             # A pass in training mode counts its batch: only at rest must statistics stay.
@@ -137,7 +148,7 @@ class _Given:
         value = self.value
         if isinstance(value, Tensor) and TENSOR not in may_change:
             before = self.requires_grad, self.version
-            same = before == (value.requires_grad, value._version)
+            same = before == (value.requires_grad, _version(value))
             return (
                 ""
                 if same and _same(value.detach(), self.tensor)
@@ -184,10 +195,19 @@ def _settings() -> dict[str, Any]:
         "default device": torch.get_default_device(),
         "number of threads": torch.get_num_threads(),
         "recording of gradients": torch.is_grad_enabled(),
+        "hooks of saved tensors": _saved_tensors_hooks(),
         "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+        "detection of anomalies": torch.is_anomaly_enabled(),
+        "precision of products": torch.get_float32_matmul_precision(),
+        "cuDNN's choice of algorithms": torch.backends.cudnn.benchmark,
         "seed": torch.initial_seed(),
         "Python's random numbers": random.getstate(),
     }
+
+
+def _saved_tensors_hooks() -> Any:
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return top(True) if top else None
 
 
 def _restore(settings: dict[str, Any]) -> None:
@@ -197,7 +217,12 @@ def _restore(settings: dict[str, Any]) -> None:
     if torch.get_num_threads() != settings["number of threads"]:
         torch.set_num_threads(settings["number of threads"])
     torch.set_grad_enabled(settings["recording of gradients"])
+    while _saved_tensors_hooks() not in (None, settings["hooks of saved tensors"]):
+        torch._C._autograd._pop_saved_tensors_default_hooks()
     torch.use_deterministic_algorithms(settings["deterministic algorithms"])
+    torch.autograd.set_detect_anomaly(settings["detection of anomalies"])
+    torch.set_float32_matmul_precision(settings["precision of products"])
+    torch.backends.cudnn.benchmark = settings["cuDNN's choice of algorithms"]
     random.setstate(settings["Python's random numbers"])
 
 

@@ -93,10 +93,12 @@ def require_own(answer: Any, kind: type, may_use: Sequence[type] = ()) -> str:
     allow(*may_use)
     if kind is FunctionType:
         family: Iterable[Any] = _unwrapped(answer)
+        inner = _unwrapped(answer)[-1]
         require(
-            type(_unwrapped(answer)[-1]) is FunctionType,
+            type(inner) is FunctionType or type(vars(type(inner)).get("__call__")) is FunctionType,
             f"expected a function, got {type(answer).__name__}.",
         )
+        family = [*family, type(inner)]
     else:
         require(
             isinstance(answer, type) and issubclass(answer, nn.Module),
@@ -164,6 +166,7 @@ def build_answer(
         f"{name} makes parameters in {', '.join(map(str, other))}.\nLook for half(), double() or "
         "dtype= in __init__: who builds it decides about the dtype.",
     )
+    _require_fresh(module, name)
     module.double()
     if random:
         with torch.no_grad():
@@ -178,6 +181,40 @@ def build_answer(
                 if isinstance(part, nn.BatchNorm2d) and part.affine:
                     part.weight.mul_(4)  # maps well above 6, where ReLU6 is no ReLU
     return module
+
+
+def _hooks(part: Any) -> bool:
+    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(part, name, None) for name in names)
+
+
+def _require_fresh(module: nn.Module, name: str) -> None:
+    """Require that a new module is as PyTorch makes it: ready to train, and no map like another."""
+    require(
+        not any(_hooks(part) for part in [*module.modules(), *module.parameters()]),
+        f"{name} registers a hook, which changes what happens outside forward.\nCompute in "
+        "forward what is asked for.",
+    )
+    for place, part in module.named_modules():
+        where = f"self.{place}" if place else name
+        require(
+            part.training,
+            f"{name}: {where} is in evaluation mode when it is new.\nWho calls it decides about "
+            "the mode: look for eval() in __init__.",
+        )
+        if isinstance(part, nn.BatchNorm2d):
+            first = nn.BatchNorm2d(part.num_features, device=part.weight.device).state_dict()
+            require(
+                all(same_values(part.state_dict().get(key), v) for key, v in first.items()),
+                f"{name}: {where} does not begin as PyTorch makes it, with γ = 1, β = 0 and no "
+                "batch counted.\nLook in __init__ for who sets these, or runs it.",
+            )
+        if isinstance(part, nn.Conv2d | nn.Linear) and part.weight.numel() > 1:
+            require(
+                len(part.weight.unique()) > 1,
+                f"{name}: all weights of {where} begin with one and the same number, and so all "
+                "its maps stay alike.\nLeave the first values to PyTorch.",
+            )
 
 
 def random_maps(*shape: int) -> Tensor:

@@ -33,11 +33,19 @@ from densenet_from_scratch.transition import Transition
 
 _K, _BLOCKS, _THETA, _K0, _IMAGES, _CLASSES = _ARGUMENTS = (3, [2, 1, 1], 0.5, 4, 2, 5)
 _LEAVE = (10, 8, 7)  # maps that leave the blocks: 4 + 2·3, 5 + 3, 4 + 3
+_MAY_USE = (DenseBlock, DenseLayer, BottleneckLayer, Transition)
+_OTHERS: dict[tuple[Any, ...], list[int]] = {  # arguments, and the maps that leave the blocks
+    (4, (1, 2), 0.75, 6, 1, 4): [10, 7 + 8],
+    (1, (2, 1, 1, 3), 1.0, 3, 3, 2): [5, 6, 7, 10],
+    (2, (1,), 0.5, 5, 2, 3): [7],
+}
+
+
+_HINT = "Each part reads what the part before it leaves: does the last block run, too?"
 
 
 def _build(answer: Any) -> nn.Module:
-    allowed = (DenseBlock, DenseLayer, BottleneckLayer, Transition)
-    return build_answer(answer, *_ARGUMENTS, may_use=allowed)
+    return build_answer(answer, *_ARGUMENTS, may_use=_MAY_USE)
 
 
 def _members(network: nn.Module, part: str, kind: type, number: int, hint: str) -> list[Any]:
@@ -125,9 +133,6 @@ def densenet_parts(answer: Any) -> str:
     return f"{name} has all its parts, in the right widths"
 
 
-_HINT = "Each part reads what the part before it leaves: does the last block run, too?"
-
-
 @as_check
 def densenet_shape(answer: Any) -> str:
     """The network gives one logit for each class, for images of any size."""
@@ -149,6 +154,19 @@ def densenet_shape(answer: Any) -> str:
                 "Pixels are left, one of each map: look at the mean.": (3, _CLASSES, 1, 1),
             },
         )
+    for arguments, leave in _OTHERS.items():
+        k, config, theta, *rest = arguments
+        other = build_answer(answer, k, list(config), theta, *rest, may_use=_MAY_USE)
+        text = f"{name}({k}, {list(config)}, {theta}, {', '.join(map(str, rest))})"
+        made = [block.out_channels for block in require_parts(other, "blocks", DenseBlock)]
+        require(
+            made == leave,
+            f"{text}: {made} maps leave its blocks.\nDoes every argument arrive where it belongs, "
+            "θ in the transitions, too?",
+        )
+        shape = (1, rest[1], 16, 24)
+        y = call_answer(text, other.eval(), random_maps(*shape), hint=_HINT)
+        require_shape(y, (1, rest[2]), f"{text} for an image of shape {shape}", {}, _HINT)
     return f"{name} makes one logit for each class, whatever the size of the image"
 
 
@@ -254,7 +272,7 @@ def depth(answer: Any) -> str:
 
 
 def _layers(depth: int, bottleneck: bool) -> int:
-    fitting = [n for n in range(1, depth) if _depth([n, n, n], bottleneck) == depth]
+    fitting = [n for n in range(1, depth // 3 + 1) if _depth([n, n, n], bottleneck) == depth]
     return fitting[0] if fitting else 0
 
 
@@ -273,6 +291,8 @@ def layers_per_block(answer: Any) -> str:
             (45, True),
             (4, False),
             (1, False),
+            (904, False),
+            (1804, True),
         ],
         {
             "a depth that no such network has gets an answer too.\nPut it back: which depth has "

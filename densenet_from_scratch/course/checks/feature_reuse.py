@@ -414,6 +414,8 @@ def block_matrix(answer: Any) -> str:
     ]
     for block in shapes:
         weights = [nn.Parameter(torch.randn(*shape)) for shape in block]
+        if len(block) == 3:
+            weights[1].data[:, :4] = 0  # a connection that is there, and of no strength
         right, n = _matrix(weights), len(weights)
         what = f"{name}(weights of {_readers(n)})"
         hint = "Reader t reads the first t sources only: how many widths does it need?"
@@ -452,8 +454,8 @@ def block_matrix(answer: Any) -> str:
 def reader_percent(answer: Any) -> str:
     """In every column the strongest connection becomes 100, and NaN stays NaN."""
     name = require_own(answer, FunctionType)
-    for readers in (4, 2, 1):
-        matrix = (torch.rand(readers, readers) + 0.1).triu()
+    for readers, unit in ((4, 1.0), (2, 1.0), (1, 1.0), (3, 1e-7)):
+        matrix = unit * (torch.rand(readers, readers) + 0.1).triu()
         matrix[matrix == 0] = torch.nan
         original, strengths = matrix.clone(), matrix.nan_to_num(0)
         what = f"{name}(a matrix of {_readers(readers)})"

@@ -170,6 +170,14 @@ class _TwoReaders(nn.Module):
         return self.conv1(x) + self.conv2(x)
 
 
+class _Frozen(nn.Sequential):
+    """A BN and a strided convolution that do not learn."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, stride=2, padding=1), nn.Softplus())
+        self.requires_grad_(False)
+
+
 class _OwnBackward(nn.Module):
     """A module that needs what it has stored while it is still running."""
 
@@ -194,6 +202,9 @@ def counted_maps(answer: Any) -> str:
         "a plain dense block": (_Block(3, 4, 2, 2), 4),
     }
     cases = [(module, torch.randn(2, maps, 4, 6)) for module, maps in modules.values()]
+    # Like a weight in shape, smaller behind a stride, at rest, with nothing to learn but the input.
+    modules["a frozen convolution with stride 2"] = _Frozen().eval(), 4
+    cases.append((_Frozen().eval(), torch.randn(4, 4, 3, 3, requires_grad=True)))
     values: tuple[Any, ...] = ()
     for text, case in zip(modules, cases, strict=True):
         hint = "A hook gets tensors of any shape, statistics with one axis, too."
@@ -652,7 +663,7 @@ def _case(shape: tuple[int, ...]) -> dict[str, Tensor]:
     """Return a BN's inputs, what is stored of it, and autograd's gradients of a formula by hand."""
     x = (random_maps(*shape) * 3 + random_maps(1, shape[1], 1, 1)).requires_grad_()
     gamma, beta = random_maps(2, shape[1])
-    gamma[1:2] = beta[1:2] = 0  # what the ReLU reads is exactly 0: it lets no gradient through
+    gamma[1:3] = beta[1:2] = 0  # what the ReLU reads is exactly 0: it lets no gradient through
     gamma.requires_grad_()
     beta.requires_grad_()
     grad = random_maps(*shape) + 0.5  # a mean that is not 0, or its term would hardly show
@@ -678,6 +689,13 @@ def _call(answer: Any, names: Sequence[str], case: dict[str, Tensor]) -> tuple[T
     what = f"{name} for maps of shape {tuple(case['grad'].shape)}"
     hint = "inverse, gamma and beta have one number a channel: over which axes must they spread?"
     value = call_answer(what, answer, *arguments, hint=hint)
+    with torch.inference_mode():  # where autograd does not work, and formulas do
+        call_answer(
+            f"{name} without autograd",
+            answer,
+            *(argument.clone() for argument in arguments),
+            hint="The question asks for the formula: look for torch.autograd, backward() and grad.",
+        )
     hint = "Is a `return` missing?" if value is None else "Return grad_x, grad_gamma, grad_beta."
     require(
         isinstance(value, tuple | list) and len(value) == 3,

@@ -175,6 +175,7 @@ def receptive_field(answer: Any) -> str:
 
 
 STACK = (3, 4)  # layers, channels
+DEEP = 33  # layers
 
 
 @as_check
@@ -223,4 +224,7 @@ def plain_stack_values(answer: Any) -> str:
         "the values are wrong.\nLook at what each layer reads: x_l = H_l(x_{l-1}).",
     )
     require_everywhere(stack, lambda x: through(layers, x), STACK[1])
+    deep = build_answer(answer, DEEP, STACK[1], may_use=(PlainLayer,))
+    layers = layer_list(deep, DEEP)
+    require_everywhere(deep, lambda x: through(layers, x), STACK[1], ((2, 3, 4),))
     return f"{what} runs each layer once, in order"

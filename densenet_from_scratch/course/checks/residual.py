@@ -9,7 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densenet_from_scratch.course.checks.battery import require_everywhere, require_for_all
+from densenet_from_scratch.course.checks.battery import (
+    require_elsewhere,
+    require_everywhere,
+    require_for_all,
+)
 from densenet_from_scratch.course.checks.by_hand import branch_by_hand
 from densenet_from_scratch.course.checks.core import (
     as_check,
@@ -30,7 +34,7 @@ from densenet_from_scratch.course.checks.layers import (
     layer_side_effects,
     layer_values,
 )
-from densenet_from_scratch.course.checks.plain import PLAIN, STACK
+from densenet_from_scratch.course.checks.plain import DEEP, PLAIN, STACK
 from densenet_from_scratch.plain import PlainLayer
 from densenet_from_scratch.residual import ResidualLayer
 
@@ -134,6 +138,7 @@ _SHORTCUTS = [
     ((1, 2, 5, 7), 6, 2),
     ((2, 3, 7, 7), 4, 3),
     ((2, 3, 4, 4), 3, 1),
+    ((2, 3, 5, 6), 3, 2),
 ]
 
 
@@ -215,6 +220,7 @@ def shortcut_values(answer: Any) -> str:
         )
     cases = [(random_maps(1, 1, 1, 9), 1, 1), (random_maps(5, 2, 7, 4), 19, 4)]
     require_for_all(answer, _shortcut, cases)
+    require_elsewhere(answer, (2, 5, 3, 2), random_maps(2, 3, 5, 4), 5, 2)
     return f"{name} keeps the pixels it should and adds maps of zeros"
 
 
@@ -272,6 +278,9 @@ def residual_stack_values(answer: Any) -> str:
         "the loop in forward.",
     )
     require_everywhere(stack, lambda x: through(1, x), STACK[1])
+    deep = build_answer(answer, DEEP, STACK[1], may_use=(PlainLayer, ResidualLayer))
+    layers = layer_list(deep, DEEP)
+    require_everywhere(deep, lambda x: through(1, x), STACK[1], ((2, 3, 4),))
     smallest = build_answer(answer, 1, 1, may_use=(PlainLayer, ResidualLayer))
     replace(PLAIN, arguments=(1,), reads=1, makes=1).parts(layer_list(smallest, 1)[0])
     return f"{what} computes H_l(x) + x in every layer"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from densenet_from_scratch.course.checks.compare import as_python, same_result, same_values
-from densenet_from_scratch.course.checks.conditions import TRAINING
+from densenet_from_scratch.course.checks.conditions import GRADIENTS, TRAINING
 from densenet_from_scratch.course.checks.core import (
     as_check,
     call_answer,
@@ -33,7 +33,7 @@ def _rate(epoch: int, epochs: int, peak: float, first: float = 0.5, second: floa
 
 def _draw_epoch(chance: Random) -> tuple[int, int, float]:
     epochs = chance.randint(1, 60)
-    return chance.randrange(epochs), epochs, chance.choice((0.01, 0.1, 0.5, 3.0))
+    return chance.randrange(epochs), epochs, chance.choice((0.000123, 0.01, 0.1, 0.5, 3.0))
 
 
 @as_check
@@ -99,12 +99,12 @@ def steps(answer: Any) -> str:
             "is taken after each batch.": lambda images, batch, epochs: images * epochs,
         },
         "Go through one epoch of 130 images in batches of 64: how large is each batch?",
-        draw=lambda r: (r.randint(1, 5000), r.randint(1, 512), r.randint(1, 300)),
+        draw=lambda r: (r.randint(1, 90_000), r.randint(1, 3000), r.randint(1, 300)),
     )
     return f"{name} counts every step of a run"
 
 
-def _network() -> nn.Module:
+def _network() -> nn.Sequential:
     network = nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=1),
         nn.BatchNorm2d(4),
@@ -126,7 +126,7 @@ def _batches(*sizes: int) -> Batches:
 def _losses(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of every image, by its definition."""
     right = logits.gather(1, labels[:, None])[:, 0]
-    return logits.exp().sum(dim=1).log() - right
+    return logits.logsumexp(dim=1) - right
 
 
 def _see(network: nn.Module, batches: Batches, training: bool) -> list[tuple[Tensor, Tensor]]:
@@ -145,11 +145,13 @@ def evaluate_side_effects(answer: Any) -> str:
     """Evaluation changes nothing in the network and records no graph."""
     name = require_own(answer, FunctionType)
     network, batches = _network().train(), _batches(5, 3, 2)
+    for parameter in network.parameters():
+        parameter.grad = torch.ones_like(parameter)
     originals = {key: value.clone() for key, value in network.state_dict().items()}
     recorded = []
     network.register_forward_hook(lambda *_: recorded.append(torch.is_grad_enabled()))
     what = f"{name}(network, batches)"
-    call_answer(what, answer, network, batches, may_change=TRAINING)
+    call_answer(what, answer, network, batches, may_change=TRAINING - {GRADIENTS})
     require(len(recorded) > 0, f"{name} never calls the network.\nLook at where logits come from.")
     after = network.state_dict()
     require(
@@ -238,6 +240,20 @@ def evaluate_values(answer: Any) -> str:
         f"{what}: the accuracy is wrong.\nIt is the share of all images whose largest logit is "
         "that of the right class.",
     )
+    network, batches = nn.Sequential(*_network(), nn.Dropout(0.9)), _batches(1, 6, 2)
+    with torch.no_grad():
+        for weight in network[5].parameters():
+            weight.mul_(300)
+    seen = _see(network, batches, training=False)
+    loss = torch.cat([_losses(*pair) for pair in seen]).mean().item()
+    accuracy = torch.cat([(a.argmax(1) == b).double() for a, b in seen]).mean().item()
+    result = call_answer(what, answer, network.train(), batches, may_change=TRAINING)
+    require(
+        same_result(result, (loss, accuracy)),
+        f"{what} is wrong for a network with dropout, with large logits, or for a batch of one "
+        "image.\nWhich modules behave otherwise in evaluation mode? And how large a number can "
+        "exp() give?",
+    )
     return f"{name} gives mean loss and accuracy over all images"
 
 
@@ -262,6 +278,8 @@ def _draw_seeds(chance: Random) -> tuple[list[float], list[float], float]:
         shift = chance.choice((-2, 0, 2))
         first = [float(round(a)) for a in first]
         second = [a + shift for a in first]
+    if chance.random() < 0.1:
+        return [2.0, 4.0], [2.0, 2.0], 1.0  # the interval ends at 0
     return first, second, round(chance.uniform(1, 5), 3)
 
 
@@ -387,6 +405,7 @@ def _train(
     rates: Sequence[Sequence[float]],
     *,
     accumulate: bool = False,
+    stale: float = 0.0,
     softmax: bool = False,
     training: bool = True,
 ) -> Tensor:
@@ -394,7 +413,8 @@ def _train(
     network = copy.deepcopy(network).train(training)
     parameters = dict(network.named_parameters())
     velocity = {key: torch.zeros_like(value) for key, value in parameters.items()}
-    total = {key: torch.zeros_like(value) for key, value in parameters.items()}
+    total = {key: torch.ones_like(value) for key, value in parameters.items()}  # before it all
+    left = stale  # in every gradient, until the first is cleared
     for epoch in rates:
         for (images, labels), rate in zip(batches, epoch, strict=True):
             logits = network(images)
@@ -402,10 +422,11 @@ def _train(
             gradients = torch.autograd.grad(loss, list(parameters.values()))
             with torch.no_grad():
                 for (key, weight), gradient in zip(parameters.items(), gradients, strict=True):
-                    total[key] = total[key] + gradient if accumulate else gradient
+                    total[key] = total[key] + gradient if accumulate else gradient + left
                     slope = total[key] + 1e-4 * weight
                     velocity[key] = 0.9 * velocity[key] + slope
                     weight.sub_(rate * (slope + 0.9 * velocity[key]))
+            left = 0.0
     return _weights(network)
 
 
@@ -451,6 +472,8 @@ def training_weights(answer: Any) -> str:
     right = [[_rate(epoch, _EPOCHS, _PEAK)] * 3 for epoch in range(_EPOCHS)]
     by_batch = [[_rate(3 * e + b, _EPOCHS, _PEAK) for b in range(3)] for e in range(_EPOCHS)]
     start = copy.deepcopy(network)
+    for parameter in network.parameters():
+        parameter.grad = torch.ones_like(parameter)
     given = network, batches, _EPOCHS, _PEAK
     call_answer(f"{name}(network, ...)", answer, *given, may_change=TRAINING)
     require_values(
@@ -465,6 +488,10 @@ def training_weights(answer: Any) -> str:
             "the scheduler?": _train(start, batches, [*right[1:], right[-1]]),
             "every step also uses the gradients of all steps before.\nbackward() adds to what is "
             "there: who clears it, and when?": _train(start, batches, right, accumulate=True),
+            "the first step also uses gradients that were there before.\nbackward() adds to them: "
+            "are they cleared before it, or after the step?": _train(
+                start, batches, right, stale=1
+            ),
             "a softmax comes before the cross-entropy.\nF.cross_entropy does its own.": _train(
                 start, batches, right, softmax=True
             ),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from densenet_from_scratch.course.checks.battery import (
+    require_elsewhere,
     require_everywhere,
     require_for_all,
     require_gradients,
@@ -92,6 +93,12 @@ def transition_parts(answer: Any) -> str:
         f"{name} has {count_parameters(module)} parameters, more than its two parts need.\nLook "
         "for a part that forward does not use; pooling has none.",
     )
+    for maps, theta in ((10, 0.75), (100, 0.375), (9, 1.0), (1, 1.0)):
+        made = _parts(build_answer(answer, maps, theta))[1].out_channels
+        require(
+            made == math.floor(maps * theta),
+            f"{name}({maps}, {theta}): self.conv makes {made} maps.\nHow many are ⌊θm⌋ here?",
+        )
     return f"{name} has the right parts, and no parameter more"
 
 
@@ -325,6 +332,7 @@ def pooled_kernel(answer: Any) -> str:
     )
     cases = [(random_maps(1, 1, 1, 1),), (random_maps(6, 2, 1, 1),)]
     require_for_all(answer, lambda weight: weight.tile(2, 2) / 4, cases, False)
+    require_elsewhere(answer, (4, 3, 2, 2), random_maps(4, 3, 1, 1))
     return f"{name} mixes and averages in one step"
 
 
