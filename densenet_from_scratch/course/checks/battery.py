@@ -22,6 +22,7 @@ from densenet_from_scratch.course.checks.core import (
     require_tensor,
 )
 
+_IN_PLACE = "If it speaks of an in-place operation: look for += and inplace=True in forward."
 _ELSEWHERE = torch.bfloat16  # a dtype that no default has
 
 
@@ -36,8 +37,7 @@ def require_gradients(
     for parameter, gradient in before.items():
         parameter.grad = gradient
     right = torch.autograd.grad((reference * weights).sum(), list(sources.values()))
-    in_place = "If it speaks of an in-place operation: look for += and inplace=True in forward."
-    y = require_tensor(call_answer(what, module, x, hint=in_place), what)
+    y = require_tensor(call_answer(what, module, x, hint=_IN_PLACE), what)
     require(
         y.requires_grad,
         f"{what}: no gradient can flow back from the output.\nLook for what cuts the graph: "
@@ -46,7 +46,7 @@ def require_gradients(
     gradients = call_answer(
         f"The backward pass of {what}",
         lambda: torch.autograd.grad((y * weights).sum(), list(sources.values()), allow_unused=True),
-        hint=in_place,
+        hint=_IN_PLACE,
     )
     for name, gradient, value in zip(sources, gradients, right, strict=True):
         require(
@@ -71,11 +71,12 @@ def require_everywhere(
     right: Callable[[Tensor], Tensor],
     channels: int,
     sizes: Sequence[tuple[int, int, int]] = ((1, 5, 7), (5, 4, 6)),
+    repeats: bool = False,
 ) -> None:
     """Require what is right for one image and odd sizes, in both modes and dtypes, again and again.
 
     Called when a module has given the right values once: the battery that every module goes
-    through. ``sizes`` are images, height and width.
+    through. ``sizes`` are images, height and width; ``repeats`` allows what checkpointing does.
     """
     name = type(module).__name__
     for training in (True, False):
@@ -94,15 +95,27 @@ def require_everywhere(
             }
             require(
                 passes == {int(training)},
-                f"{what} runs its normalisations {sorted(passes)} times.\nLook at how often "
-                "forward calls each part: every map is computed once.",
+                f"{what} counts the batch {', '.join(map(str, sorted(passes)))} times "
+                "(num_batches_tracked of its normalisations).\nLook at how often forward calls "
+                "each part: every map is computed once.",
             )
             require(
                 same_values(y, expected),
                 f"{what} gives something else than what is right, though other maps go well.\nWhat "
                 "is special here: the mode, a single image, an odd height or width?",
             )
-        require_gradients(module, random_maps(2, channels, *sizes[-1][1:]), right, mode)
+        two = random_maps(2, channels, *sizes[-1][1:])
+        start = _batches_counted(module)
+        right(two)  # where it uses parts of the answer, these count, too
+        counts = _batches_counted(module)
+        require_gradients(module, two, right, mode)
+        after = _batches_counted(module)
+        most = max((after[p] - counts[p] - (counts[p] - start[p]) for p in start), default=0)
+        require(
+            repeats or most <= 1,
+            f"{mode} counts a batch {most} times, since the backward pass runs its "
+            "normalisations again.\nLook for checkpoint(), which repeats what is in it.",
+        )
     with torch.no_grad():
         (first, kept), (second, kept_again) = (
             (call_answer(name, module, x), _kept(module)) for _ in range(2)
@@ -261,7 +274,11 @@ def _require_same_gradients(
         assert isinstance(total, Tensor)
         if not total.requires_grad:
             return [None for _ in sources]
-        return list(torch.autograd.grad(total, sources, allow_unused=True, retain_graph=True))
+        return call_answer(
+            f"The backward pass of {what}",
+            lambda: torch.autograd.grad(total, sources, allow_unused=True, retain_graph=True),
+            hint=_IN_PLACE,
+        )
 
     same = zip(gradients(values), gradients(expected), strict=True)
     require(

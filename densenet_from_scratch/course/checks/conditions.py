@@ -146,14 +146,10 @@ class _Given:
     def changed(self, may_change: frozenset[str]) -> str:
         """Return what of it has changed, or nothing."""
         value = self.value
-        if isinstance(value, Tensor) and TENSOR not in may_change:
-            before = self.requires_grad, self.version
-            same = before == (value.requires_grad, _version(value))
-            return (
-                ""
-                if same and _same(value.detach(), self.tensor)
-                else f"{TENSOR} {self.name}".rstrip()
-            )
+        if isinstance(value, Tensor):
+            written = _version(value) != self.version or not _same(value.detach(), self.tensor)
+            if value.requires_grad != self.requires_grad or (written and TENSOR not in may_change):
+                return f"{TENSOR} {self.name}".rstrip()
         if isinstance(value, nn.Module):
             return self._changed_module(value, may_change)
         if isinstance(value, list) and LIST not in may_change:

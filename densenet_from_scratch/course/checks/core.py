@@ -57,8 +57,9 @@ def as_check(test: Callable[[Any], str]) -> Callable[[Any], None]:
                 failure, cause = NotImplementedError(_NOT_WRITTEN), None
             except Exception as error:  # never one that only we could understand
                 failure = AssertionError(
-                    f"what the answer gives cannot be compared ({type(error).__name__}: {error})."
-                    "\nCompare its type and shape with what the question asks for."
+                    f"this answer cannot be tried ({type(error).__name__}: {error}).\nIf a check "
+                    "above this one fails, too, begin there; otherwise compare the names, types "
+                    "and shapes with what the question asks for."
                 )
                 cause = error
         raise failure from cause  # anew, so that the reader need not scroll past our own code
@@ -109,8 +110,8 @@ def require_own(answer: Any, kind: type, may_use: Sequence[type] = ()) -> str:
         require(
             not _from_package(thing) or thing in may_use,
             f"{name_of(answer)} uses {name_of(thing)} of the package densenet_from_scratch, and "
-            "this exercise is about writing it yourself.\nLook for an import of it, above or in "
-            "your cell: remove it and run the cell with your own code again.",
+            "this exercise is about writing it yourself.\nLook for where your code imports it, "
+            "inherits from it or calls it: write that part yourself.",
         )
     return name_of(answer)
 
@@ -163,8 +164,8 @@ def build_answer(
     other = {p.dtype for p in module.parameters()} - {torch.get_default_dtype()}
     require(
         not other,
-        f"{name} makes parameters in {', '.join(map(str, other))}.\nLook for half(), double() or "
-        "dtype= in __init__: who builds it decides about the dtype.",
+        f"{name} has parameters in {', '.join(map(str, other))} when it is new.\nLook in __init__ "
+        "for half(), double() or dtype=, and for a part that was there before and is used again.",
     )
     _require_fresh(module, name)
     module.double()
@@ -189,7 +190,7 @@ def _hooks(part: Any) -> bool:
 
 
 def _require_fresh(module: nn.Module, name: str) -> None:
-    """Require that a new module is as PyTorch makes it: ready to train, and no map like another."""
+    """Require that a new module is ready to train, its normalisations as PyTorch makes them."""
     require(
         not any(_hooks(part) for part in [*module.modules(), *module.parameters()]),
         f"{name} registers a hook, which changes what happens outside forward.\nCompute in "
@@ -209,12 +210,11 @@ def _require_fresh(module: nn.Module, name: str) -> None:
                 f"{name}: {where} does not begin as PyTorch makes it, with γ = 1, β = 0 and no "
                 "batch counted.\nLook in __init__ for who sets these, or runs it.",
             )
-        if isinstance(part, nn.Conv2d | nn.Linear) and part.weight.numel() > 1:
-            require(
-                len(part.weight.unique()) > 1,
-                f"{name}: all weights of {where} begin with one and the same number, and so all "
-                "its maps stay alike.\nLeave the first values to PyTorch.",
-            )
+    frozen = [key for key, parameter in module.named_parameters() if not parameter.requires_grad]
+    require(
+        not frozen,
+        f"{name}: self.{frozen[0] if frozen else ''} would not learn.\nLook for requires_grad.",
+    )
 
 
 def random_maps(*shape: int) -> Tensor:
@@ -400,7 +400,12 @@ def _result_for(function: Any, name: str, case: tuple[Any, ...], like: Any, form
     text = _call_text(name, case)
     hint = "Look at the line that the traceback above points to."
     value = as_python(call_answer(text, function, *case, hint=hint))
-    asked = f"The question asks for {form}." if form else "A count is a Python int: // not /."
+    asked = (
+        f"The question asks for {form}."
+        if form
+        else "A count is a Python int: // not /, and no float()."
+    )
     hint = "Is a `return` missing?" if value is None else asked
-    require(_has_form(value, like), f"{text} gives a {type(value).__name__}.\n{hint}")
+    gives = shown(value) if type(value) in (list, tuple) else f"a {type(value).__name__}"
+    require(_has_form(value, like), f"{text} gives {gives}.\n{hint}")
     return value

@@ -69,7 +69,27 @@ _BLOCK = (3, 5, 2)  # layers, maps that enter, growth rate
 
 def _dense_block(answer: Any, random: bool = True) -> tuple[nn.Module, list[nn.Module]]:
     block = build_answer(answer, *_BLOCK, may_use=(DenseLayer,), random=random)
-    return block, layer_list(block, _BLOCK[0])
+    layers = layer_list(block, _BLOCK[0])
+    _require_widths(f"{type(block).__name__}{_BLOCK}", layers)
+    return block, layers
+
+
+def _require_widths(what: str, layers: Sequence[nn.Module]) -> None:
+    count, k0, k = _BLOCK
+    right = [k0 + k * index for index in range(count)]
+    widths = [getattr(getattr(layer, "norm1", None), "num_features", 0) for layer in layers]
+    mistakes = {
+        tuple(k0 for _ in right): "Every layer is made for the block's input alone: what have "
+        "the layers before it added?",
+        tuple(width + k for width in right): "Each of these is too wide by k: how many layers "
+        "come before the first one?",
+        tuple(k * index for index in range(1, count + 1)): "The maps that enter the block are "
+        "left out: layer 1 reads them, and so do all others.",
+        tuple([k0] + [k] * (count - 1)): "After the first, each layer is made for the k maps of "
+        "the layer before: which others does it read?",
+    }
+    hint = mistakes.get(tuple(widths), "Layer l reads the input and the layers before it.")
+    require(widths == right, f"{what}: its layers are made for {widths} maps.\n{hint}")
 
 
 def dense_outputs(
@@ -90,19 +110,6 @@ def dense_block_layers(answer: Any) -> str:
     block, layers = _dense_block(answer, random=False)
     name, (count, k0, k) = type(block).__name__, _BLOCK
     right = [k0 + k * index for index in range(count)]
-    widths = [getattr(getattr(layer, "norm1", None), "num_features", 0) for layer in layers]
-    mistakes = {
-        tuple(k0 for _ in right): "Every layer is made for the block's input alone: what have "
-        "the layers before it added?",
-        tuple(width + k for width in right): "Each of these is too wide by k: how many layers "
-        "come before the first one?",
-        tuple(k * index for index in range(1, count + 1)): "The maps that enter the block are "
-        "left out: layer 1 reads them, and so do all others.",
-        tuple([k0] + [k] * (count - 1)): "After the first, each layer is made for the k maps of "
-        "the layer before: which others does it read?",
-    }
-    hint = mistakes.get(tuple(widths), "Layer l reads the input and the layers before it.")
-    require(widths == right, f"{name}{_BLOCK}: its layers are made for {widths} maps.\n{hint}")
     for layer, width in zip(layers, right, strict=True):
         replace(_DENSE, reads=width, makes=k).parts(layer)
         rate = getattr(layer, "drop_rate", 0)
@@ -192,7 +199,7 @@ def input_channels(answer: Any) -> str:
     name = require_numbers(
         answer,
         lambda layer, k0, k: k0 + sum(k for _ in range(1, layer)),
-        [(1, 16, 12), (2, 16, 12), (5, 3, 4), (40, 24, 32)],
+        [(1, 16, 12), (2, 16, 12), (5, 3, 4), (5, 3, 7), (40, 24, 32)],
         {
             "layer l itself is counted among the layers before it.\nLook at the first layer: "
             "whose maps does it read?": lambda layer, k0, k: k0 + k * layer,

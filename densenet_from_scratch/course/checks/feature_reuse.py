@@ -546,6 +546,8 @@ def rises_side_effects(answer: Any) -> str:
         + (": some of its weights are 0 now" if zeros else "")
         + ".\nWhat exactly is it that gets put back? Print it just before.",
     )
+    with torch.no_grad():  # somebody's own, which stays
+        _call_rises(answer, name, _Survey())
     return f"{name} gives the network back as it was"
 
 

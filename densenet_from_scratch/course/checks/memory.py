@@ -174,7 +174,8 @@ class _Frozen(nn.Sequential):
     """A BN and a strided convolution that do not learn."""
 
     def __init__(self) -> None:
-        super().__init__(nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, stride=2, padding=1), nn.Softplus())
+        first, second = nn.Conv2d(4, 4, 3, stride=2, padding=1), nn.Conv2d(4, 6, 1)
+        super().__init__(nn.BatchNorm2d(4), first, nn.Softplus(), second)
         self.requires_grad_(False)
 
 
@@ -348,7 +349,7 @@ def checkpointed_layer_values(answer: Any) -> str:
             "compare, part by part.",
         )
     everywhere = _FromOneTensor(layer)
-    require_everywhere(everywhere, lambda x: second(_mixed(norm1, conv1, x)), _READS)
+    require_everywhere(everywhere, lambda x: second(_mixed(norm1, conv1, x)), _READS, repeats=True)
     return f"{name} makes the maps of a bottleneck layer"
 
 
@@ -381,7 +382,7 @@ def checkpointed_layer_stored(answer: Any) -> str:
     """Stored are the layer's inputs and the bottleneck, and neither copies nor activations."""
     layer, features = _build(answer), _features(gradient=True)
     name = type(layer).__name__
-    tensors = call_answer(name, lambda: _recorded(lambda: layer(features)), hint=_LIST)
+    tensors = _recorded(lambda: call_answer(name, layer, features, hint=_LIST))
     tensors = _different(tensors, list(layer.parameters()))
     new = _maps(_different(tensors, features))
     mistakes = {
@@ -576,6 +577,37 @@ def counted_once(answer: Any) -> str:
     return f"{name} counts every batch once, in training only"
 
 
+class _Interrupted(Exception):
+    """What a repetition is interrupted by."""
+
+
+def _require_errors_pass(answer: Any, name: str) -> None:
+    """Require that an error of the repetition is seen, and that the BN is then as it was."""
+    norm, conv = _parts()
+    output = _forward(answer, name, norm, conv, _features(gradient=True))
+    before = _statistics(norm)
+
+    def interrupt(*_: Any) -> None:
+        raise _Interrupted
+
+    conv.register_forward_pre_hook(interrupt)
+    try:
+        output.sum().backward()
+        seen = False
+    except Exception as error:
+        seen = type(error) is _Interrupted
+    require(
+        seen,
+        f"{name} keeps an error of the repetition from whoever runs the backward pass."
+        "\nLook for except, and for return inside finally.",
+    )
+    require(
+        _same(_statistics(norm), before),
+        f"{name} does not put the statistics back when the repetition stops with an error.\n"
+        "What belongs into finally?",
+    )
+
+
 class _Reader(nn.Module):
     """The answer as a module that reads one tensor."""
 
@@ -649,6 +681,7 @@ def read_side_effects(answer: Any) -> str:
             f"{name} leaves another tensor behind as {key}.\nOthers may hold the one that was "
             "there: a copy is for the repetition only.",
         )
+    _require_errors_pass(answer, name)
     return f"{name} leaves the BN as it was"
 
 

@@ -275,7 +275,7 @@ def _draw_seeds(chance: Random) -> tuple[list[float], list[float], float]:
     first = [round(chance.uniform(2, 30), 2) for _ in range(chance.randint(2, 15))]
     second = [round(a + chance.choice((-4, 0, 4)) + chance.gauss(0, 2), 2) for a in first]
     if chance.random() < 0.2:
-        shift = chance.choice((-2, 0, 2))
+        shift = chance.choice((-2, 0, 2, 0.1))
         first = [float(round(a)) for a in first]
         second = [a + shift for a in first]
     if chance.random() < 0.1:
