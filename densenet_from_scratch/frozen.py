@@ -202,7 +202,7 @@ class FrozenDenseNet(nn.Module):
             ValueError: ``x`` is not a batch of images that the network takes.
         """
         x = check_images(x, self.in_channels, self.minimum_size)
-        if not isinstance(x, Tensor) or not torch.amp.is_autocast_available(x.device.type):
+        if not isinstance(x, Tensor) or not has_autocast(x.device.type):
             return self.plain(x)  # torch.fx traces, or a device of which nothing is known here
         with torch.autocast(x.device.type, enabled=False):
             if why_not_round(x) or x.numel() == 0 or any(map(has_changed, self.blocks.modules())):
@@ -241,6 +241,12 @@ class FrozenDenseNet(nn.Module):
         return super().train(False)
 
 
+def has_autocast(device: str) -> bool:
+    """Return whether autocast can be switched off for a type of device."""
+    # Under torch.compile it can, for all that are known; PyTorch 2.11 cannot compile the question.
+    return torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)
+
+
 def _freeze_stem(stem: nn.Module) -> nn.Module:
     """Return a copy of a stem; that of ImageNet as built has its BN in the convolution."""
     if not isinstance(stem, ImageNetStem) or why_not_as_built(stem):
@@ -259,7 +265,7 @@ def scale_and_shift(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     runtimes know how to join with the ReLU.
     """
     zeros, ones = torch.zeros_like(scale), torch.ones_like(scale)
-    return F.relu(F.batch_norm(x, zeros, ones, scale, shift, eps=0.0))
+    return F.relu(F.batch_norm(x, zeros, ones, scale, shift, eps=1e-30))  # 1 + eps is 1
 
 
 class Space(NamedTuple):
