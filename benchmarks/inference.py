@@ -5,8 +5,8 @@
     uv run python benchmarks/inference.py --small          # a minute: does everything run?
 
 Measured are torchvision's densenet121 and ours, each as it is, compiled, and in the runtimes for
-ONNX; ours also frozen; and on a GPU recorded as CUDA graphs. All compute in float32: OpenVINO,
-which would take bfloat16 where the processor can, is asked to. What is not installed is left out,
+ONNX; ours also frozen; and on a GPU recorded as CUDA graphs. All compute in float32, also those
+that would take bfloat16 or TF32 where the processor can. What is not installed is left out,
 and said. Compiling takes some minutes. It prints milliseconds and ratios to torchvision in its
 faster memory format, and writes a page with a table and a figure, and inference.json.
 """
@@ -81,6 +81,7 @@ def cuda_graph(network: nn.Module, images: Tensor) -> Run:
     """Record its kernels once; a replay starts them all at once, without Python."""
     run = eager(network, images)
     side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):  # what is found out or set up at the first calls
         for _ in range(3):
             run()
@@ -300,6 +301,7 @@ def main() -> None:
     installed = [name for name in OPTIONAL if importlib.util.find_spec(name)]
     run = about(["torchvision", *installed], devices)
     run |= {"size": options.size, "rounds": options.rounds, "small": options.small}
+    torch.backends.cudnn.allow_tf32 = False  # which some of them would use on a GPU, others not
     with torch.no_grad():
         results = [result for device in devices for result in measure(options, device)]
     for result in results:
