@@ -14,7 +14,7 @@ and write straight into the next block's matrix. For small images the time goes 
 operations rather than into their work, so there are few of them.
 
 It needs nothing but PyTorch. Wherever we measured on a CPU, runtimes made for inference were faster
-still, by a fifth to a third (``benchmarks/inference.py``): their products of matrices and their
+still, by a tenth to a third (``benchmarks/inference.py``): their products of matrices and their
 convolutions are, and they call no operation from Python. ``export`` writes the file that they read.
 """
 
