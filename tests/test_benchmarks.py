@@ -1,5 +1,6 @@
 """The benchmarks run from end to end, on small cases; what they measure is not judged here."""
 
+import functools
 import importlib.util
 import json
 import sys
@@ -11,6 +12,13 @@ from helpers import ROOT
 
 
 def load(name: str) -> ModuleType:
+    """Return a benchmark as a module, which finds what stands beside it as the command would."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "benchmarks")
+        return _load(name)
+
+
+def _load(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -57,35 +65,38 @@ def test_memory_refuses(arguments, says, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_inference(monkeypatch, tmp_path, capsys):
-    arguments = ("--batches", "1", "2", "--size", "32", "--rounds", "1", "--device", "cpu")
-    run(load("inference"), monkeypatch, *arguments, "--out", str(tmp_path))
-    assert "ours, frozen" in capsys.readouterr().out
-    results = json.loads((tmp_path / "inference.json").read_text())["results"]
-    formats = ("contiguous", "channels last")
-    assert [(r["batch"], r["format"]) for r in results] == [(b, f) for b in (1, 2) for f in formats]
-    for result in results:
-        assert list(result["ratio to torchvision"]) == [
-            "torchvision",
-            "timm",
-            "ours",
-            "ours, frozen",
-        ]
-        assert result["ratio to torchvision"]["torchvision"] == 1
-        same = [r for r in results if r["batch"] == result["batch"]]
-        best = min(r["ratio to torchvision's best format"]["torchvision"] for r in same)
-        assert best == 1
+    """Where one runtime is not installed, all others are measured, and it is said."""
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    run(load("inference"), monkeypatch, "--small", "--device", "cpu", "--out", str(tmp_path))
+    printed = capsys.readouterr().out
+    assert "ours, ONNX Runtime" in printed and "openvino is not installed" in printed
+    found = json.loads((tmp_path / "inference.json").read_text())
+    assert found["command"].startswith("python benchmarks/") and "torch" in found["versions"]
+    [result] = found["results"]
+    assert list(result["left out"]) == ["torchvision, OpenVINO", "ours, OpenVINO"]
+    names = ["torchvision", "torchvision, channels last", "timm, channels last"]
+    names += ["torchvision, compiled", "ours, modules", "ours, frozen"]
+    names += ["ours, frozen and compiled", "torchvision, ONNX Runtime", "ours, ONNX Runtime"]
+    assert list(result["ratio"]) == list(result["milliseconds"]) == names
+    assert result["ratio"][result["unit"]] == 1 and result["unit"] in names[:2]
+    page = (tmp_path / "inference.md").read_text()
+    assert all(
+        f"| {name} " in page and f"{name} {result['ratio'][name]:.2f}" in page for name in names
+    )
+    assert "](inference.png)" in page
     assert (tmp_path / "inference.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_inference_stops_where_a_peer_computes_something_else():
     inference = load("inference")
-    networks = inference.peers()
-    inference.check(networks)
-    assert {p.dtype for n in networks.values() for p in n.parameters()} == {torch.float32}
+    networks, images = inference.networks(*inference.SMALL), torch.randn(1, 3, 64, 64)
+    ways = {name: functools.partial(inference.eager, part) for name, part in networks.items()}
     with torch.no_grad():
-        networks["timm"].classifier.bias += 1e-3
+        runs, left_out = inference.prepare(ways, images)
+        assert list(runs) == ["torchvision", "timm", "ours"] and not left_out
+        networks["timm"].classifier.bias += 1e-2
         with pytest.raises(AssertionError, match="timm"):
-            inference.check(networks)
+            inference.prepare(ways, images)
 
 
 @pytest.mark.parametrize(
@@ -94,6 +105,8 @@ def test_inference_stops_where_a_peer_computes_something_else():
         (("--batches", "0"), "--batches[0] must be"),
         (("--size", "28"), "--size must be"),
         (("--rounds", "0"), "--rounds must be"),
+        (("--threads", "0"), "--threads must be"),
+        (("--device", "tpu"), "device must be"),
     ],
 )
 def test_inference_refuses(arguments, says, monkeypatch, capsys):

@@ -43,7 +43,7 @@ FLOORS = [
     {"frozen"},
     {"model", "torchvision_weights"},
     {"train.checkpoints"},
-    {"train"},
+    {"train", "export"},
     {"train.__main__"},
     {"course"},
 ]
