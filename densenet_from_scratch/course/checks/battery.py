@@ -235,11 +235,7 @@ def require_elsewhere(function: Callable[..., Any], shape: tuple[int, ...], *cas
 
 
 def _elsewhere(part: Any) -> Any:
-    """Return a tensor or module as one without numbers, which may not meet one of the CPU."""
-    if isinstance(part, list):
-        return [_elsewhere(p) for p in part]
-    if isinstance(part, nn.Module):
-        return copy.deepcopy(part).to("meta", _ELSEWHERE).eval()
+    """Return a tensor as one without numbers, which may not meet one of the CPU."""
     return part.detach().to("meta", _ELSEWHERE) if isinstance(part, Tensor) else part
 
 

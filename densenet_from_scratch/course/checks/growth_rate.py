@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from densenet_from_scratch.course.checks.battery import require_elsewhere, require_for_all
+from densenet_from_scratch.course.checks.battery import require_for_all
 from densenet_from_scratch.course.checks.core import (
     as_check,
     call_answer,
@@ -135,7 +135,6 @@ def shared_state_values(answer: Any) -> str:
         require_for_all(
             answer, lambda layers, x: torch.cat(dense_outputs(layers, x), dim=1), cases, False
         )
-        require_elsewhere(answer, (2, _K0 + _K * _COUNT, 3, 4), layers, random_maps(2, _K0, 3, 4))
     return f"{name} lets each layer read all maps before it, and overwrites none"
 
 

@@ -278,7 +278,7 @@ def _draw_seeds(chance: Random) -> tuple[list[float], list[float], float]:
         shift = chance.choice((-2, 0, 2, 0.1))
         first = [float(round(a)) for a in first]
         second = [a + shift for a in first]
-    if chance.random() < 0.1:
+    if chance.random() < 0.25:
         return [2.0, 4.0], [2.0, 2.0], 1.0  # the interval ends at 0
     return first, second, round(chance.uniform(1, 5), 3)
 
