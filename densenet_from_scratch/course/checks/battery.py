@@ -257,7 +257,9 @@ def _flat(parts: Sequence[Any]) -> list[Any]:
 
 
 def _as_tensors(result: Any) -> list[Any]:
-    return list(result) if type(result) in (list, tuple) else [result]
+    if isinstance(result, tuple):
+        return list(tuple.__iter__(result))
+    return list(result) if type(result) is list else [result]
 
 
 def _require_same_gradients(

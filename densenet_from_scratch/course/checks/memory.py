@@ -153,7 +153,7 @@ def stored_maps(answer: Any) -> str:
         },
         "Write down for one layer, operation by operation, what it stores. Then sum over the "
         "layers: what does layer l read?",
-        draw=lambda r: (r.randint(1, 6), r.randint(1, 9), r.randint(1, 5), r.randint(0, 5)),
+        draw=lambda r: (r.randint(1, 6), r.randint(1, 90), r.randint(1, 5), r.randint(0, 5)),
     )
     return f"{name} gives what real blocks store"
 
