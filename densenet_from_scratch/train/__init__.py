@@ -231,15 +231,15 @@ def _evaluate(
     model: nn.Module, loader: DataLoader, device: torch.device, name: str
 ) -> tuple[float, float]:
     model.eval()
-    loss, correct, count = 0.0, 0, 0
+    totals, count = _Totals(device), 0
     with torch.no_grad():
         for batch in loader:
             logits, labels = _apply(model, batch, name, device)
-            loss += F.cross_entropy(logits, labels, reduction="sum").item()
-            correct += _count_correct(logits, labels)
+            totals.add(F.cross_entropy(logits, labels, reduction="sum"), 1, logits, labels)
             count += len(labels)
     if count == 0:
         raise ValueError(f"{name} must hold at least one image, got 0")
+    loss, correct = totals.read()
     return loss / count, correct / count
 
 
@@ -253,24 +253,44 @@ def _train_epoch(
     bar: tqdm,
 ) -> tuple[float, float]:
     model.train()
-    total_loss, correct, count = 0.0, 0, 0
+    totals, count = _Totals(device), 0
     for batch in loader:
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp):
             logits, labels = _apply(model, batch, "train_set", device)
             loss = F.cross_entropy(logits, labels)
-        _check_loss(loss.item(), "train_set")
+        if device.type == "cpu":  # at once; elsewhere at the epoch's end, for asking makes it wait
+            _check_loss(loss.item(), "train_set")
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         if not isinstance(scheduler, MultiStepLR):
             scheduler.step()
-        total_loss += loss.item() * len(labels)
-        correct += _count_correct(logits, labels)
+        totals.add(loss, len(labels), logits, labels)
         count += len(labels)
         bar.update()
     if isinstance(scheduler, MultiStepLR):
         scheduler.step()
-    return total_loss / count, correct / count
+    loss_sum, correct = totals.read()
+    _check_loss(loss_sum, "train_set")
+    return loss_sum / count, correct / count
+
+
+class _Totals:
+    """Sums over the images of an epoch, kept where they are computed, so that nothing waits."""
+
+    def __init__(self, device: torch.device) -> None:
+        dtype = torch.float32 if device.type == "mps" else torch.float64  # which MPS has not
+        self.sums = torch.zeros(2, dtype=dtype, device=device)
+
+    def add(self, loss: Tensor, images: int, logits: Tensor, labels: Tensor) -> None:
+        """Add a mean loss over so many images, and how many of them are right."""
+        correct = (logits.argmax(dim=1) == labels).sum()
+        self.sums += torch.stack((loss.detach().to(self.sums) * images, correct.to(self.sums)))
+
+    def read(self) -> tuple[float, int]:
+        """Return the sum of the images' losses and how many were right."""
+        loss, correct = self.sums.tolist()
+        return loss, int(correct)
 
 
 def _apply(
@@ -281,12 +301,12 @@ def _apply(
         kind = f"{type(batch).__name__} of {len(batch)}"
         raise ValueError(f"{name} must hold pairs of image and class number, got a {kind}")
     images, labels = batch
-    logits = model(images.to(device))
+    logits = model(images.to(device, non_blocking=True))
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"model must return logits of shape (N, classes), got {given}")
     _check_labels(name, labels, logits.shape[1])
-    return logits, labels.to(device, torch.int64)
+    return logits, labels.to(device, torch.int64, non_blocking=True)
 
 
 def _check_labels(name: str, labels: Tensor, classes: int) -> None:
@@ -357,10 +377,6 @@ def _left_as_it_is(model: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for name, buffer in model.named_buffers():
                 buffer.copy_(buffers[name])
-
-
-def _count_correct(logits: Tensor, labels: Tensor) -> int:
-    return int((logits.argmax(dim=1) == labels).sum())
 
 
 def _check_kinds(model: Any, recipe: Any) -> None:
