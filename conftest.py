@@ -35,6 +35,7 @@ SECONDS = {
     "chapters/": 50,
     "tests/test_as_built.py": 45,
     "tests/test_kernels.py": 35,
+    "tests/test_triton.py": 60,
     "tests/test_project.py": 20,
     "tests/test_model.py": 15,
     "tests/test_address.py": 15,

@@ -1,0 +1,387 @@
+"""A dense block's chains in Triton, and the 1×1 convolution with the chains around it (chapter 10).
+
+A GPU multiplies much faster than it reads, so what a dense block costs is how often its maps go
+through memory. Each chain is one kernel, as in cpu.c. But ReLU(γ x̂ + β), which the 1×1 convolution
+reads, is as large as X̂ for every layer anew: computed in a kernel of its own it is written once
+and read once, more than all else that the layer does. So here the product itself does the work
+of its neighbours. It activates each tile of X̂ that it has read, multiplies it at once, and while
+the result is still in registers takes its mean and variance; on the way back it combines norm2's
+gradient as it reads it, masks its result, sums it for γ and β and adds it to Ĝ. In numbers a pixel,
+with C columns of X̂ and 4k maps in the bottleneck:
+
+                    chains and product     fused
+    forward              3C + 4·4k        C + 3·4k
+    again                3C + 3·4k        C + 2·4k
+    backward             9C + 5·4k       4C + 4·4k
+
+``gpu_kernels`` holds the kernels; this module says where they run, on tiles of which size, and adds
+up what they have left in parts. They take float32, bfloat16 and float16, and sum in float32;
+products of float32 are rounded to TensorFloat-32 only where PyTorch's would be. Float64 is left to
+PyTorch's operations, and so is everything where Triton is missing: PyTorch brings it on Linux.
+
+The environment variable ``DENSENET_FUSED=0`` switches the kernels off.
+"""
+
+import os
+from contextlib import nullcontext
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from densenet_from_scratch.kernels.layout import as_maps, as_matrix
+
+DEVICES = ("cuda",)  # where they run; the tests have Triton's interpreter run them on a CPU
+TYPES = (torch.float32, torch.bfloat16, torch.float16)
+PARTS = 512  # programs among which the rows of X̂ are shared for a gradient of weights, at least
+
+
+class Tiles(dict[str, int]):
+    """Sizes of blocks, by the names that the kernels give them."""
+
+    def over(self, rows: int, columns: int, block: str = "BLOCK_C") -> int:
+        """Return how many tiles cover a matrix."""
+        return cdiv(rows, self["BLOCK_R"]) * cdiv(columns, self[block])
+
+
+def cdiv(number: int, size: int) -> int:
+    """Return how many blocks of a size cover a number."""
+    return -(-number // size)
+
+
+def block(columns: int, most: int) -> int:
+    """Return a block for so many columns: a power of two, and 16 at least for a product's sake."""
+    return min(max(16, 1 << (columns - 1).bit_length()), most)
+
+
+def tiles(columns: int, numbers: int = 4096) -> Tiles:
+    """Return the tile of a chain: some ten numbers for each thread."""
+    width = block(columns, 64)
+    return Tiles(BLOCK_R=numbers // width, BLOCK_C=width)
+
+
+def product_tiles(outputs: int) -> Tiles:
+    """Return the tile of a product. All of a bottleneck, if it can be, so that X̂ is read once."""
+    width = block(outputs, 128)
+    return Tiles(BLOCK_R=64 if width > 64 else 128, BLOCK_C=32, BLOCK_M=width)
+
+
+def backward_tiles(outputs: int) -> Tiles:
+    """Return the tile of a product on its way back: a sum over the outputs, in small steps."""
+    return Tiles(BLOCK_R=64, BLOCK_C=64, BLOCK_M=block(outputs, 32))
+
+
+def weight_tiles(outputs: int) -> Tiles:
+    """Return the tile of a gradient of weights: a sum over the rows, in small steps."""
+    return Tiles(BLOCK_R=32, BLOCK_C=64, BLOCK_M=block(outputs, 64))
+
+
+def precision() -> str:
+    """Return how float32 is multiplied: as PyTorch has been told to."""
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+
+
+class Kernels:
+    """The kernels as operations on tensors, with the names and arguments of ``reference``.
+
+    Matrices are (rows, columns), the numbers of a row side by side in memory. Scales, shifts,
+    slopes and weights have one number for each column.
+    """
+
+    def __init__(self, triton_kernels: Any) -> None:
+        self._jit = triton_kernels
+
+    # --- The chains
+
+    def activate(self, x: Tensor, scale: Tensor, shift: Tensor, out: Tensor) -> Tensor:
+        """Return ReLU(scale · x + shift), in ``out``."""
+        return self._affine(x, None, None, scale, shift, out)
+
+    def _affine(
+        self,
+        x: Tensor,
+        mean: Tensor | None,
+        inverse: Tensor | None,
+        scale: Tensor | None,
+        shift: Tensor | None,
+        out: Tensor,
+    ) -> Tensor:
+        size = tiles(x.shape[1])
+        rows = (mean, inverse, scale, shift)
+        arguments: tuple[Any, ...] = (*_matrix(x), *rows, *_matrix(out), *x.shape)
+        launch(self._jit.affine, size.over(*x.shape), *arguments, **size)
+        return out
+
+    def normalise(
+        self,
+        _maps: Tensor,
+        matrix: Tensor,
+        eps: float,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        out: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return x̂ of a matrix, or ReLU(γ x̂ + β); mean, variance (n - 1) and 1/σ."""
+        rows, columns = matrix.shape
+        size = tiles(columns)
+        parts = _parts(matrix, cdiv(rows, size["BLOCK_R"]), columns)
+        count = size.over(rows, columns)
+        launch(self._jit.moments, count, *_matrix(matrix), parts, rows, columns, **size)
+        mean, variance, inverse = self._merge(parts, rows, size["BLOCK_R"], eps)
+        out = torch.empty_like(matrix) if out is None else out
+        self._affine(matrix, mean, inverse, weight, bias, out)
+        return out, mean, variance, inverse
+
+    def _merge(self, parts: Tensor, rows: int, each: int, eps: float) -> tuple[Tensor, ...]:
+        """Return mean, variance (n - 1) and 1/σ from the moments of blocks of rows."""
+        blocks, _, columns = parts.shape
+        found = parts.new_full((3, columns), torch.nan).unbind()  # of no rows there is no mean
+        arguments: tuple[Any, ...] = (parts, *found, rows, columns, blocks, eps)
+        size = {"BLOCK_R": each, "BLOCK_B": 128, "BLOCK_C": 16}
+        launch(self._jit.merge, cdiv(columns, 16) if rows else 0, *arguments, **size)
+        return found
+
+    def combine(
+        self, gradient: Tensor, x: Tensor, scale: Tensor, slope: Tensor, shift: Tensor, out: Tensor
+    ) -> Tensor:
+        """Return scale · gradient + slope · x + shift, in ``out``, which may be ``gradient``."""
+        size = tiles(x.shape[1])
+        rows = (scale, slope, shift)
+        arguments: tuple[Any, ...] = (
+            *_matrix(gradient),
+            *_matrix(x),
+            *rows,
+            *_matrix(out),
+            *x.shape,
+        )
+        launch(self._jit.combine, size.over(*x.shape), *arguments, **size)
+        return out
+
+    def activate_backward(
+        self,
+        gradient: Tensor,
+        a: Tensor,
+        x: Tensor,
+        sums: Tensor,
+        weight: Tensor | None = None,
+        total: Tensor | None = None,
+    ) -> None:
+        """Mask g where a = 0; add Σ g x and Σ g to ``sums``, and weight · g to ``total``."""
+        size = tiles(x.shape[1])
+        parts = _parts(x, cdiv(len(x), size["BLOCK_R"]), x.shape[1])
+        with_total = (None, None, 0) if total is None else (weight, *_matrix(total))
+        matrices = (*_matrix(gradient), *_matrix(a), *_matrix(x))
+        arguments: tuple[Any, ...] = (*matrices, *with_total, parts, *x.shape)
+        launch(self._jit.activate_backward, size.over(*x.shape), *arguments, **size)
+        sums += parts.sum(0)
+
+    # --- A bottleneck
+
+    def project(
+        self,
+        x: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        matrix: Tensor,
+        eps: float,
+        weight: Tensor,
+        bias: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return m = ReLU(γ x + β) Wᵀ, ReLU(γ' m̂ + β'); m's mean, variance (n - 1) and 1/σ."""
+        (rows, columns), outputs = x.shape, len(matrix)
+        size = product_tiles(outputs)
+        middle = x.new_empty(rows, outputs)
+        parts = _parts(x, cdiv(rows, size["BLOCK_R"]), outputs)
+        arguments: tuple[Any, ...] = (
+            *_matrix(x),
+            scale,
+            shift,
+            *_matrix(matrix),
+            *_matrix(middle),
+            parts,
+        )
+        arguments += (rows, columns, outputs, precision())
+        launch(self._jit.project, size.over(rows, outputs, "BLOCK_M"), *arguments, **size)
+        mean, variance, inverse = self._merge(parts, rows, size["BLOCK_R"], eps)
+        h = self._affine(middle, mean, inverse, weight, bias, torch.empty_like(middle))
+        return middle, h, mean, variance, inverse
+
+    def project_again(
+        self,
+        x: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        matrix: Tensor,
+        mean: Tensor,
+        z_scale: Tensor,
+        z_shift: Tensor,
+        z: Tensor,
+        h: Tensor,
+    ) -> None:
+        """Compute z = ReLU(γ x + β) Wᵀ - mean and h = ReLU(scale · z + shift)."""
+        outputs = len(matrix)
+        size = product_tiles(outputs)
+        arguments: tuple[Any, ...] = (
+            *_matrix(x),
+            scale,
+            shift,
+            *_matrix(matrix),
+            mean,
+            z_scale,
+            z_shift,
+        )
+        arguments += (*_matrix(z), *_matrix(h), *x.shape, outputs, precision())
+        count = size.over(len(x), outputs, "BLOCK_M")
+        launch(self._jit.project_again, count, *arguments, **size)
+
+    def centre(
+        self, m: Tensor, mean: Tensor, scale: Tensor, shift: Tensor, z: Tensor, h: Tensor
+    ) -> None:
+        """Compute z = m - mean and h = ReLU(scale · z + shift)."""
+        size = tiles(m.shape[1])
+        arguments: tuple[Any, ...] = (
+            *_matrix(m),
+            mean,
+            scale,
+            shift,
+            *_matrix(z),
+            *_matrix(h),
+            *m.shape,
+        )
+        launch(self._jit.centre, size.over(*m.shape), *arguments, **size)
+
+    def project_backward(
+        self,
+        gradient: Tensor,
+        z: Tensor,
+        z_scale: Tensor,
+        z_slope: Tensor,
+        z_shift: Tensor,
+        x: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        matrix: Tensor,
+        grad_matrix: Tensor,
+        sums: Tensor,
+        total: Tensor,
+    ) -> None:
+        """Add the gradients of W, of γ and β, and a term to Ĝ, ``total``."""
+        (rows, columns), outputs = x.shape, len(matrix)
+        arguments: tuple[Any, ...]
+        combination = (*_matrix(gradient), *_matrix(z), z_scale, z_slope, z_shift)
+        activation = (*_matrix(x), scale, shift)
+
+        size = weight_tiles(outputs)
+        places = cdiv(outputs, size["BLOCK_M"]) * cdiv(columns, size["BLOCK_C"])
+        share = cdiv(rows, max(1, PARTS // places))
+        share = max(256, cdiv(share, size["BLOCK_R"]) * size["BLOCK_R"])
+        weights = x.new_empty(cdiv(rows, share), outputs, columns, dtype=torch.float32)
+        arguments = (*combination, *activation, weights, rows, columns, outputs, share)
+        grid = (len(weights), places)
+        launch(self._jit.project_weights, grid, *arguments, precision(), **size)
+        grad_matrix += weights.sum(0)
+
+        size = backward_tiles(outputs)
+        parts = _parts(x, cdiv(rows, size["BLOCK_R"]), columns)
+        arguments = (*combination, *activation, *_matrix(matrix), *_matrix(total), parts)
+        arguments += (rows, columns, outputs, precision())
+        launch(self._jit.project_backward, size.over(rows, columns), *arguments, **size)
+        sums += parts.sum(0)
+
+    # --- A pooling
+
+    def pool(self, maps: Tensor, x: Tensor, weight: Tensor, bias: Tensor, size: int) -> Tensor:
+        """Return averages of ReLU(γ x + β) over windows of size×size pixels, or of whole maps."""
+        n, columns, *_ = maps.shape
+        pixels = windows(maps, size)
+        _, _, down, across, *_ = pixels
+        out = x.new_empty(n * down * across, columns)
+        tile = tiles(columns, 1024 if size else 256)
+        arguments: tuple[Any, ...] = (*_matrix(x), weight, bias, *_matrix(out), *out.shape, *pixels)
+        launch(self._jit.pool, tile.over(*out.shape), *arguments, **tile)
+        return as_maps(out, maps[:, :, :down, :across]) if size else out
+
+    def pool_backward(
+        self,
+        gradient: Tensor,
+        maps: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        size: int,
+        sums: Tensor,
+    ) -> Tensor:
+        """Return the gradient of the maps as a matrix; add those of γ and β to ``sums``."""
+        of_windows = as_matrix(gradient) if size else gradient
+        if of_windows.stride(-1) != 1:
+            of_windows = of_windows.contiguous()
+        tile, out = tiles(x.shape[1]), x.new_empty(x.shape)
+        parts = _parts(x, cdiv(len(x), tile["BLOCK_R"]), x.shape[1])
+        arguments: tuple[Any, ...] = (
+            *_matrix(of_windows),
+            *_matrix(x),
+            weight,
+            bias,
+            *_matrix(out),
+            parts,
+        )
+        arguments += (*x.shape, *windows(maps, size))
+        launch(self._jit.pool_backward, tile.over(*x.shape), *arguments, **tile)
+        sums += parts.sum(0)
+        return out
+
+
+def windows(maps: Tensor, size: int) -> tuple[int, ...]:
+    """Return height and width of the maps, how many windows fit in, and those of a window."""
+    height, width = maps.shape[2:]
+    window = (size, size) if size else (height, width)
+    return height, width, height // window[0], width // window[1], *window
+
+
+def launch(kernel: Any, programs: int | tuple[int, int], *arguments: Any, **settings: int) -> None:
+    """Run as many programs of a kernel, on the device of its first argument."""
+    grid = programs if isinstance(programs, tuple) else (programs,)
+    if 0 in grid:
+        return
+    device = arguments[0].device
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        kernel[grid](*arguments, **settings, enable_fp_fusion=True)
+
+
+def _matrix(matrix: Tensor) -> tuple[Tensor, int]:
+    return matrix, matrix.stride(0)
+
+
+def _parts(x: Tensor, blocks: int, columns: int) -> Tensor:
+    """Return room for two numbers of each block of rows and each column."""
+    return x.new_empty(blocks, 2, columns, dtype=torch.float32)
+
+
+def kernels_for(*tensors: Tensor) -> Kernels | None:
+    """Return the kernels for these matrices and rows, or None where PyTorch is to do the work.
+
+    That is where the kernels do not know a type or the device, and where the numbers of a row are
+    not side by side.
+    """
+    device = tensors[0].device
+    if device.type not in DEVICES:
+        return None
+    for tensor in tensors:
+        if type(tensor) not in (Tensor, nn.Parameter) or tensor.device != device:
+            return None
+        if tensor.dtype not in TYPES or tensor.stride(-1) != 1:
+            return None
+    return kernels()
+
+
+@cache
+def kernels() -> Kernels | None:
+    """Return the kernels, or None if Triton is not there or they are switched off."""
+    if os.environ.get("DENSENET_FUSED") == "0":
+        return None
+    try:
+        from densenet_from_scratch.kernels import gpu_kernels
+    except ImportError:
+        return None
+    return Kernels(gpu_kernels)
