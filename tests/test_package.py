@@ -222,7 +222,7 @@ def test_an_import_loads_only_what_it_needs():
     there. Pyplot, even for figures, would keep every picture of a slider alive."""
     code = f"""
 import sys, {NAME}
-print([m for m in ("matplotlib", "ipywidgets", "sklearn", "torchvision", "triton") if m in sys.modules])
+print([m for m in ("matplotlib", "ipywidgets", "sklearn", "torchvision") if m in sys.modules])
 from {NAME}.course import plots, widgets
 print("matplotlib.pyplot" in sys.modules)
 """
