@@ -31,7 +31,7 @@ class Draw:
         mean: float = 0.0,
     ) -> None:
         self.shape, self.dtype, self.device = shape, dtype, device
-        self.exact, self.mean = exact, mean
+        self.exact, self.mean, self.wider = exact, mean, 2
         self.generator = torch.Generator().manual_seed(1)
         self.wide = dtype if dtype.itemsize > 2 else torch.float32
 
@@ -39,10 +39,12 @@ class Draw:
         return function(*shape, generator=self.generator, dtype=self.wide, device="cpu")
 
     def matrix(self, columns: int | None = None, rows: int | None = None) -> Tensor:
-        """Random columns out of a wider matrix, as a layer reads them."""
+        """Random columns out of a wider matrix, as a layer reads them; each time a wider one."""
         rows = self.shape[0] if rows is None else rows
         columns = self.shape[1] if columns is None else columns
-        whole = (self.numbers(torch.randn, rows, columns + 5) + self.mean).to(self.dtype)
+        self.wider += 1
+        whole = self.numbers(torch.randn, rows, columns + self.wider) + self.mean
+        whole = whole.to(self.dtype)
         whole = whole.double() if self.exact else whole
         return whole.to(self.device)[:, 2 : columns + 2]
 
@@ -77,6 +79,12 @@ def back(d: Draw, with_total: bool) -> tuple[Tensor, ...]:
     others = (d.row(), total) if with_total else ()
     kernels.activate_backward(gradient, x.relu(), x, sums, *others)
     return total if with_total else gradient, sums
+
+
+def sums_of(d: Draw) -> Tensor:
+    sums = torch.stack(d.rows(2))
+    kernels.add_sums(d.matrix(), d.matrix(), sums)
+    return sums
 
 
 def project(d: Draw) -> tuple[Tensor, ...]:
@@ -135,6 +143,7 @@ CHAINS = {
     "activate in place": lambda d: kernels.activate(x := d.matrix(), *d.rows(2), x),
     "combine": lambda d: kernels.combine(d.matrix(), d.matrix(), *d.rows(3), d.matrix()),
     "combine in place": lambda d: kernels.combine(g := d.matrix(), d.matrix(), *d.rows(3), g),
+    "add sums": sums_of,
     "project": project,
     "project again": again,
     "centre": centre,

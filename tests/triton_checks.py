@@ -112,10 +112,12 @@ def test_a_bottleneck_may_have_any_width(outputs, monkeypatch):
         compare(CHAINS[name], (150, 40), torch.float32)
 
 
-def test_many_rows_are_shared_among_programs(monkeypatch):
-    """Those that find a gradient of weights, each part by part."""
+def test_many_rows_are_worked_on_bit_by_bit(monkeypatch):
+    """Parts of a gradient of weights have many blocks of rows, and moments come from many more."""
     monkeypatch.setattr(gpu, "PARTS", 4)
-    compare(CHAINS["project backward"], (1100, 5), torch.float32)
+    monkeypatch.setattr(gpu, "MERGED", 2)
+    for name in ("project backward", "project", "normalise"):
+        compare(CHAINS[name], (1100, 5), torch.float32)
 
 
 @efficient
@@ -170,7 +172,16 @@ def test_training_a_network_gives_the_same_weights(way, bottleneck, launched):
         torch.testing.assert_close(
             value.cpu().to(right.dtype), right, rtol=1e-3, atol=1e-4, msg=message
         )
-    every = {"moments", "merge", "affine", "combine", "activate_backward", "pool", "pool_backward"}
+    every = {
+        "add_sums",
+        "moments",
+        "merge",
+        "affine",
+        "combine",
+        "activate_backward",
+        "pool",
+        "pool_backward",
+    }
     of_bottleneck = {"project", "project_weights", "project_backward"}
     of_bottleneck |= {"centre" if way == "shared" else "project_again"}
     assert launched == every | (of_bottleneck if bottleneck else set())
@@ -224,6 +235,22 @@ def test_the_kernels_can_be_switched_off(monkeypatch):
     monkeypatch.setenv("DENSENET_FUSED", "0")
     try:
         assert gpu.kernels_for(torch.randn(8, 4, device=DEVICE)) is None
+    finally:
+        gpu.kernels.cache_clear()
+
+
+def test_where_a_launch_fails_pytorch_does_the_work(monkeypatch):
+    """As without a C compiler."""
+
+    def fail(*arguments, **settings):
+        raise RuntimeError("Failed to find C compiler.")
+
+    gpu.kernels.cache_clear()
+    monkeypatch.setattr(gpu, "launch", fail)
+    try:
+        assert gpu.kernels_for(torch.randn(8, 4, device=DEVICE)) is None
+        network = DenseNet(3, (1, 1), num_init_features=4, efficient=True).to(DEVICE)
+        network(torch.randn(2, 3, 4, 4, device=DEVICE)).sum().backward()
     finally:
         gpu.kernels.cache_clear()
 

@@ -35,6 +35,7 @@ from densenet_from_scratch.kernels import (
     Projection,
     activate,
     activate_backward,
+    add_sums,
     centre,
     combine,
     normalise,
@@ -52,7 +53,6 @@ from densenet_from_scratch.kernels.layout import (
     pieces,
     rows_at_once,
 )
-from densenet_from_scratch.kernels.reference import add_sums
 
 aten = torch.ops.aten
 

@@ -138,6 +138,12 @@ def combine(
     )
 
 
+def add_sums(gradient: Tensor, x: Tensor, sums: Tensor) -> None:
+    """Add Σ g x and Σ g of each column to ``sums`` (2, C)."""
+    add = _fused("add_sums", gradient, x, sums) or reference.add_sums
+    add(gradient, x, sums)
+
+
 # --- A bottleneck --------------------------------------------------------------------------------
 
 

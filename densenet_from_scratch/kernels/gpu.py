@@ -17,11 +17,14 @@ with C columns of X̂ and 4k maps in the bottleneck:
 ``gpu_kernels`` holds the kernels; this module says where they run, on tiles of which size, and adds
 up what they have left in parts. They take float32, bfloat16 and float16, and sum in float32;
 products of float32 are rounded to TensorFloat-32 only where PyTorch's would be. Float64 is left to
-PyTorch's operations, and so is everything where Triton is missing: PyTorch brings it on Linux.
+PyTorch's operations, and so is everything where Triton is missing or finds no C compiler. PyTorch
+brings it on Linux. It compiles each kernel at its first use, in seconds, and keeps the result in
+the user's cache.
 
 The environment variable ``DENSENET_FUSED=0`` switches the kernels off.
 """
 
+import logging
 import os
 from contextlib import nullcontext
 from functools import cache
@@ -34,6 +37,8 @@ from densenet_from_scratch.kernels.layout import as_maps, as_matrix
 
 DEVICES = ("cuda",)  # where they run; the tests have Triton's interpreter run them on a CPU
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
+OLDEST = (8, 0)  # compute capability: before it, nothing multiplies bfloat16
+MERGED = 128  # blocks of rows whose moments are merged at a time
 PARTS = 512  # programs among which the rows of X̂ are shared for a gradient of weights, at least
 
 
@@ -138,7 +143,7 @@ class Kernels:
         blocks, _, columns = parts.shape
         found = parts.new_full((3, columns), torch.nan).unbind()  # of no rows there is no mean
         arguments: tuple[Any, ...] = (parts, *found, rows, columns, blocks, eps)
-        size = {"BLOCK_R": each, "BLOCK_B": 128, "BLOCK_C": 16}
+        size = {"BLOCK_R": each, "BLOCK_B": MERGED, "BLOCK_C": 16}
         launch(self._jit.merge, cdiv(columns, 16) if rows else 0, *arguments, **size)
         return found
 
@@ -174,6 +179,14 @@ class Kernels:
         matrices = (*_matrix(gradient), *_matrix(a), *_matrix(x))
         arguments: tuple[Any, ...] = (*matrices, *with_total, parts, *x.shape)
         launch(self._jit.activate_backward, size.over(*x.shape), *arguments, **size)
+        sums += parts.sum(0)
+
+    def add_sums(self, gradient: Tensor, x: Tensor, sums: Tensor) -> None:
+        """Add Σ g x and Σ g of each column to ``sums``."""
+        size = tiles(x.shape[1])
+        parts = _parts(x, cdiv(len(x), size["BLOCK_R"]), x.shape[1])
+        arguments = (*_matrix(gradient), *_matrix(x), parts, *x.shape)
+        launch(self._jit.add_sums, size.over(*x.shape), *arguments, **size)
         sums += parts.sum(0)
 
     # --- A bottleneck
@@ -372,16 +385,26 @@ def kernels_for(*tensors: Tensor) -> Kernels | None:
             return None
         if tensor.dtype not in TYPES or tensor.stride(-1) != 1:
             return None
-    return kernels()
+    return kernels(device)
 
 
 @cache
-def kernels() -> Kernels | None:
-    """Return the kernels, or None if Triton is not there or they are switched off."""
+def kernels(device: torch.device) -> Kernels | None:
+    """Return the kernels of a device, or None if they are switched off or do not run there.
+
+    Triton needs a C compiler, a GPU it knows and a place to write to. It says so at the first
+    launch, in errors of many kinds: hence a trial.
+    """
     if os.environ.get("DENSENET_FUSED") == "0":
+        return None
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < OLDEST:
         return None
     try:
         from densenet_from_scratch.kernels import gpu_kernels
-    except ImportError:
+
+        found, one = Kernels(gpu_kernels), torch.ones(1, 1, device=device)
+        found.activate(one, one[0], one[0], one)
+    except Exception as error:
+        logging.getLogger(__name__).info("PyTorch's operations run, not Triton: %s", error)
         return None
-    return Kernels(gpu_kernels)
+    return found

@@ -192,6 +192,18 @@ def activate_backward(
         store(gradient, g_stride, r, c, inside, g)
 
 
+@triton.jit
+def add_sums(
+    gradient, g_stride, x, x_stride, parts, rows, columns,
+    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Sum g x and g."""
+    block, r, c, inside = my_tile(rows, columns, BLOCK_R, BLOCK_C)
+    g = load(gradient, g_stride, r, c, inside)
+    values = load(x, x_stride, r, c, inside)
+    store_sums(parts, block, c, columns, tl.sum(g * values, 0), tl.sum(g, 0))
+
+
 # --- A bottleneck --------------------------------------------------------------------------------
 
 
