@@ -101,21 +101,9 @@ class Kernels:
 
     def activate(self, x: Tensor, scale: Tensor, shift: Tensor, out: Tensor) -> Tensor:
         """Return ReLU(scale · x + shift), in ``out``."""
-        return self._affine(x, None, None, scale, shift, out)
-
-    def _affine(
-        self,
-        x: Tensor,
-        mean: Tensor | None,
-        inverse: Tensor | None,
-        scale: Tensor | None,
-        shift: Tensor | None,
-        out: Tensor,
-    ) -> Tensor:
         size = tiles(x.shape[1])
-        rows = (mean, inverse, scale, shift)
-        arguments: tuple[Any, ...] = (*_matrix(x), *rows, *_matrix(out), *x.shape)
-        launch(self._jit.affine, size.over(*x.shape), *arguments, **size)
+        rows = None, None, scale, shift
+        launch(self._jit.affine, size.over(*x.shape), x, *rows, out, *x.shape, **size)
         return out
 
     def normalise(
@@ -128,23 +116,22 @@ class Kernels:
         out: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return x̂ of a matrix, or ReLU(γ x̂ + β); mean, variance (n - 1) and 1/σ."""
-        rows, columns = matrix.shape
-        size = tiles(columns)
-        parts = _parts(matrix, cdiv(rows, size["BLOCK_R"]), columns)
-        count = size.over(rows, columns)
-        launch(self._jit.moments, count, *_matrix(matrix), parts, rows, columns, **size)
-        mean, variance, inverse = self._merge(parts, rows, size["BLOCK_R"], eps)
+        size, shape = tiles(matrix.shape[1]), matrix.shape
         out = torch.empty_like(matrix) if out is None else out
-        self._affine(matrix, mean, inverse, weight, bias, out)
+        parts, count = _parts(matrix, size), size.over(*shape)
+        launch(self._jit.moments, count, matrix, parts, *shape, **size)
+        mean, variance, inverse = self._merge(parts, len(matrix), size, eps)
+        rows = mean, inverse, weight, bias
+        launch(self._jit.affine, count, matrix, *rows, out, *shape, **size)
         return out, mean, variance, inverse
 
-    def _merge(self, parts: Tensor, rows: int, each: int, eps: float) -> tuple[Tensor, ...]:
+    def _merge(self, parts: Tensor, rows: int, size: Tiles, eps: float) -> tuple[Tensor, ...]:
         """Return mean, variance (n - 1) and 1/σ from the moments of blocks of rows."""
         blocks, _, columns = parts.shape
         found = parts.new_full((3, columns), torch.nan).unbind()  # of no rows there is no mean
-        arguments: tuple[Any, ...] = (parts, *found, rows, columns, blocks, eps)
-        size = {"BLOCK_R": each, "BLOCK_B": MERGED, "BLOCK_C": 16}
-        launch(self._jit.merge, cdiv(columns, 16) if rows else 0, *arguments, **size)
+        count = cdiv(columns, 16) if rows else 0
+        each = {"BLOCK_R": size["BLOCK_R"], "BLOCK_B": MERGED, "BLOCK_C": 16}
+        launch(self._jit.merge, count, parts, *found, rows, columns, blocks, eps, **each)
         return found
 
     def combine(
@@ -152,15 +139,8 @@ class Kernels:
     ) -> Tensor:
         """Return scale · gradient + slope · x + shift, in ``out``, which may be ``gradient``."""
         size = tiles(x.shape[1])
-        rows = (scale, slope, shift)
-        arguments: tuple[Any, ...] = (
-            *_matrix(gradient),
-            *_matrix(x),
-            *rows,
-            *_matrix(out),
-            *x.shape,
-        )
-        launch(self._jit.combine, size.over(*x.shape), *arguments, **size)
+        tensors = gradient, x, scale, slope, shift, out
+        launch(self._jit.combine, size.over(*x.shape), *tensors, *x.shape, **size)
         return out
 
     def activate_backward(
@@ -174,19 +154,17 @@ class Kernels:
     ) -> None:
         """Mask g where a = 0; add Σ g x and Σ g to ``sums``, and weight · g to ``total``."""
         size = tiles(x.shape[1])
-        parts = _parts(x, cdiv(len(x), size["BLOCK_R"]), x.shape[1])
-        with_total = (None, None, 0) if total is None else (weight, *_matrix(total))
-        matrices = (*_matrix(gradient), *_matrix(a), *_matrix(x))
-        arguments: tuple[Any, ...] = (*matrices, *with_total, parts, *x.shape)
-        launch(self._jit.activate_backward, size.over(*x.shape), *arguments, **size)
+        parts, count = _parts(x, size), size.over(*x.shape)
+        with_total = (None, None, 0) if total is None else (weight, total)
+        tensors = gradient, a, x, *with_total, parts
+        launch(self._jit.activate_backward, count, *tensors, *x.shape, **size)
         sums += parts.sum(0)
 
     def add_sums(self, gradient: Tensor, x: Tensor, sums: Tensor) -> None:
         """Add Σ g x and Σ g of each column to ``sums``."""
         size = tiles(x.shape[1])
-        parts = _parts(x, cdiv(len(x), size["BLOCK_R"]), x.shape[1])
-        arguments = (*_matrix(gradient), *_matrix(x), parts, *x.shape)
-        launch(self._jit.add_sums, size.over(*x.shape), *arguments, **size)
+        parts = _parts(x, size)
+        launch(self._jit.add_sums, size.over(*x.shape), gradient, x, parts, *x.shape, **size)
         sums += parts.sum(0)
 
     # --- A bottleneck
@@ -202,22 +180,17 @@ class Kernels:
         bias: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Return m = ReLU(γ x + β) Wᵀ, ReLU(γ' m̂ + β'); m's mean, variance (n - 1) and 1/σ."""
-        (rows, columns), outputs = x.shape, len(matrix)
+        rows, outputs = len(x), len(matrix)
         size = product_tiles(outputs)
         middle = x.new_empty(rows, outputs)
-        parts = _parts(x, cdiv(rows, size["BLOCK_R"]), outputs)
-        arguments: tuple[Any, ...] = (
-            *_matrix(x),
-            scale,
-            shift,
-            *_matrix(matrix),
-            *_matrix(middle),
-            parts,
-        )
-        arguments += (rows, columns, outputs, precision())
-        launch(self._jit.project, size.over(rows, outputs, "BLOCK_M"), *arguments, **size)
-        mean, variance, inverse = self._merge(parts, rows, size["BLOCK_R"], eps)
-        h = self._affine(middle, mean, inverse, weight, bias, torch.empty_like(middle))
+        parts, count = _parts(middle, size), size.over(rows, outputs, "BLOCK_M")
+        tensors = x, scale, shift, matrix, middle, parts
+        launch(self._jit.project, count, *tensors, *x.shape, outputs, precision(), **size)
+        mean, variance, inverse = self._merge(parts, rows, size, eps)
+
+        size, h = tiles(outputs), torch.empty_like(middle)
+        tensors = middle, mean, inverse, weight, bias, h
+        launch(self._jit.affine, size.over(rows, outputs), *tensors, rows, outputs, **size)
         return middle, h, mean, variance, inverse
 
     def project_again(
@@ -235,34 +208,17 @@ class Kernels:
         """Compute z = ReLU(γ x + β) Wᵀ - mean and h = ReLU(scale · z + shift)."""
         outputs = len(matrix)
         size = product_tiles(outputs)
-        arguments: tuple[Any, ...] = (
-            *_matrix(x),
-            scale,
-            shift,
-            *_matrix(matrix),
-            mean,
-            z_scale,
-            z_shift,
-        )
-        arguments += (*_matrix(z), *_matrix(h), *x.shape, outputs, precision())
         count = size.over(len(x), outputs, "BLOCK_M")
-        launch(self._jit.project_again, count, *arguments, **size)
+        tensors = x, scale, shift, matrix, mean, z_scale, z_shift, z, h
+        launch(self._jit.project_again, count, *tensors, *x.shape, outputs, precision(), **size)
 
     def centre(
         self, m: Tensor, mean: Tensor, scale: Tensor, shift: Tensor, z: Tensor, h: Tensor
     ) -> None:
         """Compute z = m - mean and h = ReLU(scale · z + shift)."""
         size = tiles(m.shape[1])
-        arguments: tuple[Any, ...] = (
-            *_matrix(m),
-            mean,
-            scale,
-            shift,
-            *_matrix(z),
-            *_matrix(h),
-            *m.shape,
-        )
-        launch(self._jit.centre, size.over(*m.shape), *arguments, **size)
+        tensors = m, mean, scale, shift, z, h
+        launch(self._jit.centre, size.over(*m.shape), *tensors, *m.shape, **size)
 
     def project_backward(
         self,
@@ -281,25 +237,21 @@ class Kernels:
     ) -> None:
         """Add the gradients of W, of γ and β, and a term to Ĝ, ``total``."""
         (rows, columns), outputs = x.shape, len(matrix)
-        arguments: tuple[Any, ...]
-        combination = (*_matrix(gradient), *_matrix(z), z_scale, z_slope, z_shift)
-        activation = (*_matrix(x), scale, shift)
+        tensors = gradient, z, z_scale, z_slope, z_shift, x, scale, shift
 
         size = weight_tiles(outputs)
         places = cdiv(outputs, size["BLOCK_M"]) * cdiv(columns, size["BLOCK_C"])
         share = cdiv(rows, max(1, PARTS // places))
         share = max(256, cdiv(share, size["BLOCK_R"]) * size["BLOCK_R"])
         weights = x.new_empty(cdiv(rows, share), outputs, columns, dtype=torch.float32)
-        arguments = (*combination, *activation, weights, rows, columns, outputs, share)
-        grid = (len(weights), places)
-        launch(self._jit.project_weights, grid, *arguments, precision(), **size)
+        sizes = rows, columns, outputs, share, precision()
+        launch(self._jit.project_weights, (len(weights), places), *tensors, weights, *sizes, **size)
         grad_matrix += weights.sum(0)
 
         size = backward_tiles(outputs)
-        parts = _parts(x, cdiv(rows, size["BLOCK_R"]), columns)
-        arguments = (*combination, *activation, *_matrix(matrix), *_matrix(total), parts)
-        arguments += (rows, columns, outputs, precision())
-        launch(self._jit.project_backward, size.over(rows, columns), *arguments, **size)
+        parts, count = _parts(x, size), size.over(rows, columns)
+        more = matrix, total, parts, rows, columns, outputs, precision()
+        launch(self._jit.project_backward, count, *tensors, *more, **size)
         sums += parts.sum(0)
 
     # --- A pooling
@@ -311,8 +263,8 @@ class Kernels:
         _, _, down, across, *_ = pixels
         out = x.new_empty(n * down * across, columns)
         tile = tiles(columns, 1024 if size else 256)
-        arguments: tuple[Any, ...] = (*_matrix(x), weight, bias, *_matrix(out), *out.shape, *pixels)
-        launch(self._jit.pool, tile.over(*out.shape), *arguments, **tile)
+        count = tile.over(*out.shape)
+        launch(self._jit.pool, count, x, weight, bias, out, *out.shape, *pixels, **tile)
         return as_maps(out, maps[:, :, :down, :across]) if size else out
 
     def pool_backward(
@@ -330,17 +282,9 @@ class Kernels:
         if of_windows.stride(-1) != 1:
             of_windows = of_windows.contiguous()
         tile, out = tiles(x.shape[1]), x.new_empty(x.shape)
-        parts = _parts(x, cdiv(len(x), tile["BLOCK_R"]), x.shape[1])
-        arguments: tuple[Any, ...] = (
-            *_matrix(of_windows),
-            *_matrix(x),
-            weight,
-            bias,
-            *_matrix(out),
-            parts,
-        )
-        arguments += (*x.shape, *windows(maps, size))
-        launch(self._jit.pool_backward, tile.over(*x.shape), *arguments, **tile)
+        parts, count = _parts(x, tile), tile.over(*x.shape)
+        tensors, pixels = (of_windows, x, weight, bias, out, parts), windows(maps, size)
+        launch(self._jit.pool_backward, count, *tensors, *x.shape, *pixels, **tile)
         sums += parts.sum(0)
         return out
 
@@ -352,23 +296,29 @@ def windows(maps: Tensor, size: int) -> tuple[int, ...]:
     return height, width, height // window[0], width // window[1], *window
 
 
-def launch(kernel: Any, programs: int | tuple[int, int], *arguments: Any, **settings: int) -> None:
-    """Run as many programs of a kernel, on the device of its first argument."""
+def launch(kernel: Any, programs: int | tuple[int, int], *arguments: Any, **sizes: int) -> None:
+    """Run as many programs of a kernel. A matrix is followed by its stride, as kernels want it."""
+    flat: list[Any] = []
+    for argument in arguments:
+        flat.append(argument)
+        if isinstance(argument, Tensor) and argument.dim() == 2:
+            flat.append(argument.stride(0))
     grid = programs if isinstance(programs, tuple) else (programs,)
-    if 0 in grid:
-        return
+    if 0 not in grid:
+        start(kernel, grid, *flat, **sizes)
+
+
+def start(kernel: Any, grid: tuple[int, ...], *arguments: Any, **sizes: int) -> None:
+    """Start a kernel on the device of its first argument."""
     device = arguments[0].device
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        kernel[grid](*arguments, **settings, enable_fp_fusion=True)
+        kernel[grid](*arguments, **sizes, enable_fp_fusion=True)
 
 
-def _matrix(matrix: Tensor) -> tuple[Tensor, int]:
-    return matrix, matrix.stride(0)
-
-
-def _parts(x: Tensor, blocks: int, columns: int) -> Tensor:
+def _parts(matrix: Tensor, size: Tiles) -> Tensor:
     """Return room for two numbers of each block of rows and each column."""
-    return x.new_empty(blocks, 2, columns, dtype=torch.float32)
+    blocks = cdiv(len(matrix), size["BLOCK_R"])
+    return matrix.new_empty(blocks, 2, matrix.shape[1], dtype=torch.float32)
 
 
 def kernels_for(*tensors: Tensor) -> Kernels | None:
