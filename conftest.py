@@ -29,6 +29,7 @@ SECONDS = {
     "chapters/04_growth_rate.ipynb": 75,
     "chapters/06_transitions_and_compression.ipynb": 70,
     "chapters/01_plain_networks.ipynb": 60,
+    "tests/test_triton.py": 60,
     "tests/test_hub.py": 55,
     "tests/test_pages_of_submissions.py": 50,
     "tests/test_mutants.py": 55,

@@ -10,12 +10,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from chains import CHAINS, Draw, results
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
 
 from densenet_from_scratch import kernels
 from densenet_from_scratch.kernels import cpu as fused
 
+DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
 compiler = pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
 types = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 # fewer rows than threads, one column, more columns than fit a vector, enough for all threads
@@ -95,45 +96,11 @@ def test_activate_backward(dtype, shape, with_total):
     same(total if with_total else gradient, expected_total)
 
 
-CHAINS = {
-    "normalise": lambda m, row: kernels.normalise(maps_of(m()), 1e-5),
-    "normalise and activate": lambda m, row: kernels.normalise(maps_of(m()), 1e-5, row(), row()),
-    "normalise into": lambda m, row: kernels.normalise(maps_of(m()), 1e-5, out=m()),
-    "activate": lambda m, row: kernels.activate(m(), row(), row(), m()),
-    "activate backward": lambda m, row: back(m, row, with_total=False),
-    "activate backward, total": lambda m, row: back(m, row, with_total=True),
-    "activate in place": lambda m, row: kernels.activate(x := m(), row(), row(), x),
-    "combine": lambda m, row: kernels.combine(m(), m(), row(), row(), row(), m()),
-    "combine in place": lambda m, row: kernels.combine(g := m(), m(), row(), row(), row(), g),
-}
-
-
-def maps_of(matrix: Tensor) -> Tensor:
-    return matrix[:, :, None, None]
-
-
-def back(m, row, with_total: bool) -> tuple[Tensor, ...]:
-    gradient, x, total, sums = m(), m(), m(), torch.stack((row(), row()))
-    kernels.activate_backward(gradient, x.relu(), x, sums, *((row(), total) if with_total else ()))
-    return total if with_total else gradient, sums
-
-
 def compare(way, chain, dtype: torch.dtype, shape: tuple[int, int], device: str) -> None:
     """Run a chain in a way, which must take these tensors, and as the reference; compare."""
-    results = []
-    for ways in ((way,), ()):
-        torch.manual_seed(1)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(kernels, "WAYS", ways)
-            results.append(
-                chain(
-                    lambda: matrix(*shape, dtype=dtype).to(device),
-                    lambda: (torch.rand(shape[1], dtype=dtype) + 0.5).to(device),
-                )
-            )
-    flat, expected = (tree_flatten(result)[0] for result in results)
-    assert len(flat) == len(expected)
-    for value, other in zip(flat, expected, strict=True):
+    found, expected = (results(chain, ways, Draw(shape, dtype, device)) for ways in ((way,), ()))
+    assert len(found) == len(expected)
+    for value, other in zip(found, expected, strict=True):
         relative = 1e-3 if dtype == torch.float32 else 1e-9
         torch.testing.assert_close(value, other, rtol=relative, atol=relative)
 
@@ -141,8 +108,11 @@ def compare(way, chain, dtype: torch.dtype, shape: tuple[int, int], device: str)
 @types
 @pytest.mark.parametrize("chain", CHAINS.values(), ids=CHAINS)
 @pytest.mark.parametrize("shape", [(2, 1), (131, 37), (3000, 70)])
-@pytest.mark.parametrize("device", ["cpu"] + ["cuda"] * torch.cuda.is_available())
-@pytest.mark.parametrize("way", kernels.WAYS, ids=lambda way: way.__name__.rpartition(".")[2])
+@pytest.mark.parametrize(
+    "way, device",
+    [(way, d) for way in kernels.WAYS for d in DEVICES if d in getattr(way, "DEVICES", "cpu")],
+    ids=lambda one: getattr(one, "__name__", one).rpartition(".")[2],
+)
 def test_every_way_gives_what_the_reference_gives(way, chain, dtype, shape, device):
     if way.kernels_for(matrix(*shape, dtype=dtype).to(device)) is None:
         assert (way, device) != (fused, "cpu") or not shutil.which("cc")
@@ -166,7 +136,7 @@ def test_a_way_that_forgets_a_term_does_not_pass():
 
 def test_every_module_that_offers_kernels_is_asked():
     folder = Path(kernels.__file__).parent
-    names = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    names = {path.stem for path in folder.glob("*.py")} - {"__init__", "gpu_kernels"}
     modules = [importlib.import_module(f"{kernels.__name__}.{name}") for name in names]
     assert {m for m in modules if hasattr(m, "kernels_for")} == set(kernels.WAYS)
 

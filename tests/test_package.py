@@ -8,6 +8,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires, version
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ FOLDER = Path(densenet_from_scratch.__file__).parent
 # A module imports only from floors below its own; a folder's own name is its ``__init__``.
 FLOORS = [
     {"internals"},
-    {"arguments", "kernels.layout", "measure.signals"},
+    {"arguments", "kernels.layout", "kernels.gpu_kernels", "measure.signals"},
     {
         "stem",
         "data",
@@ -34,7 +35,7 @@ FLOORS = [
         "measure.reuse",
         "plain",
     },
-    {"measure", "kernels.cpu", "kernels.reference"},
+    {"measure", "kernels.cpu", "kernels.gpu", "kernels.reference"},
     {"residual", "dense", "transition", "osa", "kernels"},
     {"efficient.as_built", "efficient.shared"},
     {"efficient.checkpointed"},
@@ -52,6 +53,7 @@ MODULES = sorted(
     for path in FOLDER.rglob("*.py")
     if path != FOLDER / "__init__.py"
 )
+WITH_TRITON = {"kernels.gpu_kernels"}
 modules = pytest.mark.parametrize("module", MODULES)
 
 
@@ -108,6 +110,8 @@ def test_every_module_has_a_floor():
 def public_members(module: str) -> list[tuple[str, object]]:
     """Public functions and classes of a module and their public methods, with full names."""
     found = []
+    if module in WITH_TRITON:
+        pytest.importorskip("triton", reason="PyTorch brings it on Linux only")
     namespace = vars(importlib.import_module(f"{NAME}.{module}"))
     for name, member in namespace.items():
         if name.startswith("_") or getattr(member, "__module__", "") != f"{NAME}.{module}":
@@ -120,7 +124,7 @@ def public_members(module: str) -> list[tuple[str, object]]:
                 own = getattr(method, "__module__", "") == member.__module__
                 if inspect.isfunction(method) and public and own:
                     found.append((f"{name}.{method_name}", method))
-        elif inspect.isfunction(member):
+        elif inspect.isfunction(member) or hasattr(member, "fn"):  # or a kernel in Triton
             found.append((name, member))
     return found
 
@@ -138,7 +142,7 @@ def test_everything_public_is_documented(module):
 @modules
 def test_everything_public_has_type_hints(module):
     for name, member in public_members(module):
-        if inspect.isclass(member):
+        if not inspect.isfunction(member):
             continue
         hints = member.__annotations__
         assert "return" in hints, f"{module}.{name} does not say what it returns"
@@ -187,12 +191,13 @@ def test_the_library_needs_only_torch_and_tqdm(tmp_path):
             (tmp_path / path.name).symlink_to(path)
     (tmp_path / NAME).unlink(missing_ok=True)  # installed, perhaps, as a copy of another state
     (tmp_path / NAME).symlink_to(FOLDER)
-    library = [module for module in MODULES if floor(module) != floor("course")]
+    library = {module for module in MODULES if floor(module) != floor("course")}
+    library -= set() if find_spec("triton") else WITH_TRITON
     code = f"""
 import importlib, sys
 sys.path.append({str(tmp_path)!r})
 import torch, {NAME}
-for module in {library!r}:
+for module in {sorted(library)!r}:
     importlib.import_module("{NAME}." + module)
 network = {NAME}.densenet_cifar(10, 4, efficient=True)
 network(torch.zeros(2, 3, 8, 8)).sum().backward()

@@ -30,18 +30,29 @@ from torch.nn import functional as F
 
 from densenet_from_scratch.dense import BottleneckLayer, DenseLayer
 from densenet_from_scratch.internals import has_memory
-from densenet_from_scratch.kernels import activate, activate_backward, combine, normalise
+from densenet_from_scratch.kernels import (
+    Combination,
+    Projection,
+    activate,
+    activate_backward,
+    add_sums,
+    centre,
+    combine,
+    normalise,
+    pool,
+    pool_backward,
+    project,
+    project_again,
+    project_backward,
+)
 from densenet_from_scratch.kernels.layout import (
     Scratch,
     as_maps,
     as_matrix,
-    images_in_pieces,
-    in_pieces,
     memory_format,
     pieces,
     rows_at_once,
 )
-from densenet_from_scratch.kernels.reference import add_sums
 
 aten = torch.ops.aten
 
@@ -120,15 +131,12 @@ def bottleneck(
     Returns:
         The new maps, what to store, and the variance that norm2 has seen.
     """
-    norm1_weight, norm1_bias, conv1, norm2_weight, norm2_bias, conv2 = values
-    middle = x_hat.new_empty(len(x_hat), len(conv1))
-    for part, out in in_pieces(x_hat, middle):
-        a = activate(part, norm1_weight, norm1_bias, scratch(part))
-        torch.mm(a, conv1.flatten(1).T, out=out)
-    maps = as_maps(middle, like)
-    normal, statistics = normalise(maps, eps, norm2_weight, norm2_bias)
-    new = F.conv2d(as_maps(normal, like), conv2, padding=1)
-    return new, Stored(statistics.mean, statistics.inverse, maps), statistics.variance
+    norm1_weight, norm1_bias, conv1, *norm2, conv2 = values
+    projection = Projection(norm1_weight, norm1_bias, conv1.flatten(1))
+    middle, h, statistics = project(x_hat, projection, like, eps, norm2, scratch)
+    new = F.conv2d(as_maps(h, like), conv2, padding=1)
+    stored = Stored(statistics.mean, statistics.inverse, as_maps(middle, like))
+    return new, stored, statistics.variance
 
 
 class Again:
@@ -145,9 +153,10 @@ class Again:
         self, x_hat: Tensor, values: Sequence[Tensor], stored: Stored, scratch: Scratch
     ) -> None:
         assert stored.mean is not None and stored.inverse is not None
-        self.x_hat, self.values, self.scratch = x_hat, values, scratch
+        self.x_hat, self.scratch = x_hat, scratch
         self.bottleneck = None if stored.bottleneck is None else as_matrix(stored.bottleneck)
-        _, _, conv1, norm2_weight, *_ = values
+        norm1_weight, norm1_bias, conv1, norm2_weight, self.norm2_bias, self.conv2 = values
+        self.projection = Projection(norm1_weight, norm1_bias, conv1.flatten(1))
         self.mean, self.inverse = stored.mean, stored.inverse
         self.scale = norm2_weight * self.inverse
         self.z = x_hat.new_empty(len(x_hat), len(conv1))
@@ -157,14 +166,11 @@ class Again:
 
     def compute(self, rows: slice) -> None:
         """Compute some rows of z and h."""
-        norm1_weight, norm1_bias, conv1, _, norm2_bias, _ = self.values
-        x_hat, z = self.x_hat[rows], self.z[rows]
+        of_z = self.mean, self.scale, self.norm2_bias, self.z[rows], self.h[rows]
         if self.bottleneck is None:
-            a = activate(x_hat, norm1_weight, norm1_bias, self.scratch(x_hat))
-            torch.addmm(self.mean.to(a.dtype), a, conv1.flatten(1).T, beta=-1, out=z)
+            project_again(self.x_hat[rows], self.projection, *of_z, self.scratch)
         else:
-            z.copy_(self.bottleneck[rows] - self.mean)
-        activate(z, self.scale, norm2_bias, self.h[rows])
+            centre(self.bottleneck[rows], *of_z)
 
 
 def bottleneck_backward(
@@ -178,30 +184,27 @@ def bottleneck_backward(
 
     ``previous``, of the layer before, is computed along the way, while X̂ is in the cache.
     """
-    norm1_weight, norm1_bias, conv1, norm2_weight, _, conv2 = again.values
-    x_hat, z, h, scale = again.x_hat, again.z, again.h, again.scale
-    grad_maps, grad_conv2 = conv3x3_backward(gradient, as_maps(h, gradient), conv2)
-    grad_h, matrix = as_matrix(grad_maps), conv1.flatten(1)
+    projection, x_hat, z, h, scale = again.projection, again.x_hat, again.z, again.h, again.scale
+    grad_maps, grad_conv2 = conv3x3_backward(gradient, as_maps(h, gradient), again.conv2)
+    grad_h = as_matrix(grad_maps)
 
-    norm2, norm1 = (weight.new_zeros(2, len(weight)) for weight in (norm2_weight, norm1_weight))
+    norm2, norm1 = (row.new_zeros(2, len(row)) for row in (scale, projection.scale))
     for rows in pieces(z):
         activate_backward(grad_h[rows], h[rows], z[rows], norm2)  # (1) of norm2, but for 1/σ
     norm2[0] *= again.inverse
     # (3) of norm2, whose only reader is conv2: γ/σ (g - mean(g) - x̂ mean(g x̂)), with x̂ = z/σ
     slope, shift = scale * norm2 / -len(z)
     slope *= again.inverse
+    combination = Combination(scale, slope, shift)
 
-    grad_conv1 = torch.zeros_like(matrix)
+    grad_conv1 = torch.zeros_like(projection.matrix)
     for rows in pieces(x_hat):
-        x, g = x_hat[rows], grad_h[rows]
-        grad_z = combine(g, z[rows], scale, slope, shift, out=g)
-        a = activate(x, norm1_weight, norm1_bias, scratch[0](x))
-        grad_conv1.addmm_(grad_z.T, a)
-        grad_a = torch.mm(grad_z, matrix, out=scratch[1](a))
-        activate_backward(grad_a, a, x, norm1, norm1_weight, total[rows])  # (1) and (2) of norm1
+        there, here = (grad_h[rows], z[rows], combination), (x_hat[rows], projection)
+        # (1) and (2) of norm1
+        project_backward(*there, *here, grad_conv1, norm1, total[rows], scratch)
         if previous is not None:
             previous.compute(rows)
-    return [*norm1, grad_conv1.view_as(conv1), *norm2, grad_conv2]
+    return [*norm1, grad_conv1[:, :, None, None], *norm2, grad_conv2]
 
 
 def conv3x3_backward(gradient: Tensor, maps: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -362,47 +365,15 @@ class ActivateAndPool(torch.autograd.Function):
         """Map (N, C, H, W) to (N, C, ⌊H/size⌋, ⌊W/size⌋), or to (N, C)."""
         ctx.save_for_backward(x_hat, weight, bias)
         ctx.size = size
-        scratch, parts = Scratch(x_hat.new_empty(0)), []
-        for images in images_in_pieces(x_hat):
-            part = as_matrix(x_hat[images])
-            a = activate(part, weight, bias, scratch(part))
-            a_maps = as_maps(a, x_hat[images])
-            parts.append(F.avg_pool2d(a_maps, size) if size else a_maps.mean(dim=(2, 3)))
-        return torch.cat(parts)
+        return pool(x_hat, weight, bias, size)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of X̂, γ and β."""
         refuse_unknown_derivatives(gradient)
         x_hat, weight, bias = ctx.saved_tensors
-        scratch = Scratch(x_hat.new_empty(0)), Scratch(x_hat.new_empty(0))
-        total = torch.zeros_like(x_hat)
-        grad_norm = torch.zeros(2, len(weight), dtype=weight.dtype, device=weight.device)
-        for images in images_in_pieces(x_hat):
-            like = x_hat[images]
-            part, out = as_matrix(like), as_matrix(total[images])
-            a = activate(part, weight, bias, scratch[0](part))
-            grad_a = average_backward(gradient[images], like, ctx.size, scratch[1])
-            activate_backward(grad_a, a, part, grad_norm, weight, out)  # (1) and (2)
-        return total, *grad_norm, None
-
-
-def average_backward(gradient: Tensor, maps: Tensor, size: int, scratch: Scratch) -> Tensor:
-    """Return the gradient (NHW, C) of maps whose windows of size×size were averaged.
-
-    With size 0 the window is the whole map. Pixels outside all windows have gradient 0.
-    """
-    n, c, h, w = maps.shape
-    height, width = (size, size) if size else (h, w)
-    down, across = h // height, w // width
-    result = scratch(as_matrix(maps))
-    if (down * height, across * width) != (h, w):
-        result.zero_()
-    windows = result.view(n, h, w, c)[:, : down * height, : across * width]
-    windows = windows.unflatten(2, (across, width)).unflatten(1, (down, height))
-    share = (gradient / (height * width)).view(n, c, down, 1, across, 1)
-    windows.copy_(share.permute(0, 2, 3, 4, 5, 1))
-    return result
+        total, sums = pool_backward(gradient, x_hat, weight, bias, ctx.size)  # (1) and (2)
+        return total, *sums, None
 
 
 def refuse_unknown_derivatives(*gradients: Tensor | None) -> None:
