@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from helpers import bn_relu
 from hypothesis import given
 from hypothesis import strategies as st
+from networks import bn_relu
 from torch.nn import functional as F
 
 from densenet_from_scratch import BottleneckLayer, DenseBlock, DenseLayer

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import cumulative_average, draw_norms, free_ports, norms_of
+from networks import cumulative_average, draw_norms, norms_of
 from torch import Tensor, nn
 
 from densenet_from_scratch import DenseBlock, DenseNet
@@ -428,6 +428,8 @@ def train_in_parallel(_: int, port: int, folder: str, rank: int) -> None:
 @pytest.fixture(scope="module")
 def trained_in_parallel(tmp_path_factory) -> dict[bool | str, dict[str, Tensor]]:
     """This process is the first, and a fork of it the second: neither imports PyTorch again."""
+    from helpers import free_ports  # which needs what notebooks need; a GPU machine has none
+
     folder, [port] = tmp_path_factory.mktemp("parallel"), free_ports(1)
     second = torch.multiprocessing.start_processes(
         train_in_parallel,

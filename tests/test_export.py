@@ -8,7 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from helpers import draw_norms
+from networks import draw_norms
 from torch import Tensor, nn
 
 from densenet_from_scratch import DenseNet

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.fx.experimental.proxy_tensor
 import torchvision
-from helpers import draw_norms
+from networks import draw_norms
 from torch import nn
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode

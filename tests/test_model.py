@@ -11,9 +11,9 @@ import pytest
 import torch
 import torch.fx
 import torchvision
-from helpers import on_meta, outcome
 from hypothesis import given
 from hypothesis import strategies as st
+from networks import on_meta, outcome
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.feature_extraction import create_feature_extractor

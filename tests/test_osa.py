@@ -5,9 +5,9 @@ import re
 import pytest
 import timm
 import torch
-from helpers import on_meta, outcome
 from hypothesis import given
 from hypothesis import strategies as st
+from networks import on_meta, outcome
 from torch import Tensor, nn
 from torch.nn import functional as F
 

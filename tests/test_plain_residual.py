@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.fx
-from helpers import bn_relu
+from networks import bn_relu
 from torch import nn
 from torch.nn import functional as F
 
