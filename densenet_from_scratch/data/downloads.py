@@ -105,12 +105,12 @@ def _transform(source: _Source, augment: bool) -> Any:
 
 
 def _hold(dataset: Any, source: _Source, augment: bool, device: torch.device) -> Dataset:
-    images: Tensor = torch.as_tensor(dataset.data)
+    images: Tensor = torch.as_tensor(dataset.data, device=device)
     if images.dim() == 3:  # (N, H, W)
         images = images.unsqueeze(1)
     elif images.shape[1:] != source.image_shape:  # (N, H, W, C)
         images = images.permute(0, 3, 1, 2)
-    images = images.to(device).contiguous()
+    images = images.contiguous()
     return HeldImages(images, dataset.targets, source.mean, source.std, augment=augment)
 
 

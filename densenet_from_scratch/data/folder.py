@@ -114,7 +114,7 @@ def load_folder(
     for number, part in enumerate(parts):
         bad = set(found.bad[number])
         good = [index for index in range(len(part.paths)) if index not in bad]
-        targets = torch.tensor(part.labels)[good]
+        targets = torch.tensor(part.labels, device="cpu")[good]
         for label in set(range(len(classes))) - set(targets.tolist()):
             raise ValueError(
                 f"{str(part.folder / classes[label])!r} must hold an image that can be read, "
@@ -192,13 +192,14 @@ def _look(parts: list[Part], image_size: int | None, in_memory: bool | None) -> 
     shape, first = _shape_of(parts[0], image_size)
     count = sum(len(part.paths) for part in parts)
     hold = fits_in_memory(in_memory, count, shape)
-    histogram = torch.zeros(3, 256, dtype=torch.int64)
+    histogram = torch.zeros(3, 256, dtype=torch.int64, device="cpu")
     bad: list[dict[int, str]] = []
     images: list[Tensor] = []
     with tqdm(total=count, desc="reading images", leave=False, mininterval=1.0) as bar:
         for number, part in enumerate(parts):
             bad.append({})
-            held = torch.empty(len(part.paths) if hold else 0, *shape, dtype=torch.uint8)
+            size = (len(part.paths) if hold else 0, *shape)
+            held = torch.empty(size, dtype=torch.uint8, device="cpu")
             for start, chunk in _read_all(part.paths, image_size):
                 for index, image in enumerate(chunk, start):
                     bar.update()
@@ -219,7 +220,7 @@ def _look(parts: list[Part], image_size: int | None, in_memory: bool | None) -> 
                 keep = [index for index in range(len(held)) if index not in bad[number]]
                 images.append(held[keep] if bad[number] else held)
     # From the counts of the 256 values the statistics come out exact, in whatever order one reads.
-    values = torch.arange(256, dtype=torch.float64) / 255
+    values = torch.arange(256, dtype=torch.float64, device="cpu") / 255
     shares = histogram / histogram.sum(1, keepdim=True)
     mean = (shares * values).sum(1)
     std = (shares * (values - mean[:, None]).square()).sum(1).sqrt()

@@ -106,7 +106,8 @@ class HeldImages(Dataset):
             std: of each channel.
             augment: mirror and shift at random.
         """
-        self.images, self.targets = images, torch.as_tensor(targets).to("cpu", torch.int64)
+        self.images = images
+        self.targets = torch.as_tensor(targets, dtype=torch.int64, device="cpu")
         self.mean, self.std, self.augment = tuple(mean), tuple(std), augment
 
     def __len__(self) -> int:
