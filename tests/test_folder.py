@@ -505,8 +505,36 @@ def test_nothing_is_written_beside_the_data(root):
 
 
 def test_the_cache_is_in_the_home_folder_unless_said_otherwise(monkeypatch):
+    expected = as_path("home", "~/.cache/densenet_from_scratch")
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert cache_folder() == expected
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache_folder() == as_path("home", "~/.cache/densenet_from_scratch")
+    assert cache_folder() == expected
+
+
+def test_without_a_home_nothing_is_kept(root, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", lambda: Path("~nobody-has-this-name").expanduser())
+    monkeypatch.chdir(root)
+    for _ in range(2):
+        assert len(load_data("folder", ".").train) == 3
+    assert sorted(path.name for path in root.iterdir()) == ["test", "train"]
+
+
+def test_a_file_that_has_become_readable_is_not_refused(root, monkeypatch):
+    """Its rights may have changed, which leaves no mark on it."""
+
+    def refuse(path, size=None):
+        if path.name == "b.png":
+            raise ValueError("Permission denied")
+        return read_picture(path, size)
+
+    monkeypatch.setattr(folder_module, "read_picture", refuse)
+    with pytest.warns(UserWarning, match="b.png': Permission denied"):
+        load_data("folder", root, skip_corrupt=True)
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(root.parent / "cache"))
+    assert len(load_data("folder", root).train) == 3
 
 
 def test_what_is_too_large_is_read_one_by_one(root, monkeypatch):

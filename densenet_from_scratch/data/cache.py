@@ -13,9 +13,17 @@ import torch
 
 
 def cache_folder() -> Path:
-    """Return the folder: under ``$XDG_CACHE_HOME`` if that is set, otherwise ``~/.cache``."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(home) / "densenet_from_scratch"
+    """Return the folder: under ``$XDG_CACHE_HOME`` if that is absolute, otherwise ``~/.cache``.
+
+    Whoever has no home gets a path where nothing can be.
+    """
+    root = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not root.is_absolute():
+        try:
+            root = Path.home() / ".cache"
+        except RuntimeError:
+            root = Path(os.devnull)
+    return root / "densenet_from_scratch"
 
 
 def fingerprint_of(*parts: Any) -> str:
