@@ -29,13 +29,15 @@ def draw_distortions(count: int) -> tuple[Tensor, Tensor]:
 def distort(images: Tensor, mirrored: Tensor, shifts: Tensor) -> Tensor:
     """Mirror images (N, C, H, W), pad them with black and crop them back, each in its own way."""
     mirrored, shifts = mirrored.to(images.device), shifts.to(images.device)
-    height, width = images.shape[2:]
-    images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+    channels, height, width = images.shape[1:]
     padded = F.pad(images, (PADDING,) * 4)
-    # A view of every crop there is, (N, C, 9, 9, H, W), of which one for each image is copied.
-    crops = padded.unfold(2, height, 1).unfold(3, width, 1)
-    numbers = torch.arange(len(images), device=images.device)
-    return crops[numbers, :, shifts[:, 0], shifts[:, 1]]
+    # Where each row and column of the result is in the padded image: (N, H) and (N, W).
+    rows = torch.arange(height, device=images.device) + shifts[:, :1]
+    columns = torch.arange(width, device=images.device) + shifts[:, 1:]
+    columns = torch.where(mirrored[:, None], padded.shape[3] - 1 - columns, columns)
+    places = rows[:, :, None] * padded.shape[3] + columns[:, None, :]
+    places = places.flatten(1)[:, None].expand(-1, channels, -1)
+    return padded.flatten(2).gather(2, places).view(images.shape)
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
