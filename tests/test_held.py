@@ -2,6 +2,7 @@
 
 import pickle
 import sys
+from urllib.request import urlretrieve
 
 import numpy as np
 import pytest
@@ -266,6 +267,19 @@ def test_a_missing_or_damaged_svhn(svhn, tmp_path):
     (root / "svhn").mkdir(parents=True)
     with pytest.raises(RuntimeError, match=r"^data set 'svhn' at .* is damaged"):
         load_data("svhn", root)
+
+
+def test_svhn_is_downloaded_whole(svhn, tmp_path, monkeypatch):
+    def fetch(url, filename):
+        urlretrieve(url, filename)
+
+    monkeypatch.setattr("torchvision.datasets.utils._urlretrieve", fetch)
+    monkeypatch.setattr("torchvision.datasets.utils._get_redirect_url", lambda url, **_: url)
+    root = tmp_path / "data"
+    data = load_data("svhn", root, download=True)
+    assert (len(data.train), len(data.test)) == (10, 5)
+    assert [path.name for path in root.iterdir()] == ["svhn"]
+    assert len(list((root / "svhn").iterdir())) == 2
 
 
 def test_svhn_needs_scipy(svhn, tmp_path, monkeypatch):
