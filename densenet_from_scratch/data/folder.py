@@ -209,7 +209,8 @@ def _look(parts: list[Part], image_size: int | None, in_memory: bool | None) -> 
                     if tuple(image.shape) != shape:
                         raise ValueError(
                             f"images must have one size, got {_size(shape)} of {str(first)!r} and "
-                            f"{_size(image.shape)} of {str(part.paths[index])!r}; pass image_size="
+                            f"{_size(image.shape)} of {str(part.paths[index])!r}; pass "
+                            "image_size= (--image-size)"
                         )
                     if hold:
                         held[index] = image
@@ -284,10 +285,11 @@ def _refuse_or_count(found: _Found, parts: list[Part], skip_corrupt: bool) -> No
         return
     path, why = bad[0]
     if not skip_corrupt:
-        others = f", nor can {len(bad) - 1} other files" if len(bad) > 1 else ""
+        more = len(bad) - 1
+        others = f", nor can {more} other file{'s' * (more > 1)}" if more else ""
         raise ValueError(
             f"{str(path)!r} cannot be read as an image: {why}{others}; mend or remove what is "
-            "damaged, or pass skip_corrupt=True"
+            "damaged, or pass skip_corrupt=True (--skip-corrupt)"
         )
     total = sum(len(part.paths) for part in parts)
     warnings.warn(

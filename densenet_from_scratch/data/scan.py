@@ -38,7 +38,9 @@ def scan(root: Path) -> tuple[Part, Part, tuple[str, ...]]:
         OSError: a folder cannot be read.
     """
     if not root.exists():
-        raise FileNotFoundError(f"root must be a folder with train and test, got {str(root)!r}")
+        raise FileNotFoundError(
+            f"root must be a folder with train and test, got {str(root)!r}, which does not exist"
+        )
     folders = [root / "train", _test_folder(root)]
     classes = [_classes_of(folder) for folder in folders]
     for one, other in ((0, 1), (1, 0)):
