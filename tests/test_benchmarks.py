@@ -113,3 +113,23 @@ def test_inference_refuses(arguments, says, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         run(load("inference"), monkeypatch, *arguments)
     assert says in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_data(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    run(load("data"), monkeypatch, "--images", "70", "--rounds", "1")
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert len(lines) == 1 + 7
+    [reference] = [line for line in lines if line.startswith("v2, files, 0 workers")]
+    assert reference.endswith(" 1.00")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [(("--images", "1"), "--images must be"), (("--rounds", "0"), "--rounds must be")],
+)
+def test_data_refuses(arguments, says, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run(load("data"), monkeypatch, *arguments)
+    assert says in capsys.readouterr().err

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from densenet_from_scratch import densenet_cifar, load_data
-from densenet_from_scratch.data import Data
+from densenet_from_scratch.data import Data, HeldImages
 from densenet_from_scratch.train import History, Recipe
 from densenet_from_scratch.train import __main__ as command_line
 from densenet_from_scratch.train.__main__ import main, parse
@@ -104,6 +104,26 @@ def test_without_options_it_is_the_papers_experiment(trained, monkeypatch):
     assert (plain["run_dir"], plain["resume"], plain["num_workers"]) == (None, False, 2)
     rates = [given["network"].blocks[0].layers[0].drop_rate for given in (plain, augmented)]
     assert rates == [0.2, 0]
+
+
+def test_images_in_memory_need_no_workers_and_options_for_data_arrive(trained, monkeypatch):
+    loaded = []
+
+    def load(name, root, **options):
+        loaded.append(options)
+        images, labels = torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1] * 2)
+        dataset = HeldImages(images, labels, (0.5,) * 3, (0.5,) * 3)
+        return Data(name, dataset, dataset, ("a", "b"), (3, 8, 8))
+
+    monkeypatch.setattr(command_line, "load_data", load)
+    command = [*"--data folder --depth 10 --growth-rate 2 --device cpu".split()]
+    more = "--image-size 8 --skip-corrupt --in-memory --on-device --augment --validation 0.5"
+    main([*command, *more.split()])
+    main([*command, "--workers", "3", "--no-in-memory"])
+    assert [given["num_workers"] for given in trained] == [0, 3]
+    plain = {"download": False, "augment": False}
+    chosen = {"image_size": 8, "skip_corrupt": True, "in_memory": True, "device": "cpu"}
+    assert loaded == [chosen | plain | {"augment": True}, plain | {"in_memory": False}]
 
 
 def test_it_trains_and_resumes(tmp_path, capsys):

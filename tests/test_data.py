@@ -346,7 +346,7 @@ def test_a_download_is_unpacked_beside_its_place(archive, tmp_path, monkeypatch)
 
 
 def test_every_data_set_has_been_tested():
-    assert set(DATASETS) == {"digits", *SOURCES}
+    assert set(DATASETS) == {"digits", "svhn", "folder", *SOURCES}
     with pytest.raises(ValueError, match=r"^name must be one of 'digits', .*, got 'CIFAR10'"):
         load_data("CIFAR10")
 

@@ -2,11 +2,12 @@
 
 import argparse
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from densenet_from_scratch.arguments import check_choice, check_count
-from densenet_from_scratch.data import DATASETS, load_data, stratified_split
+from densenet_from_scratch.data import DATASETS, Data, held_images, load_data, stratified_split
 from densenet_from_scratch.dense import DROP_AFTER
 from densenet_from_scratch.efficient import BLOCK_TYPES
 from densenet_from_scratch.measure import count_parameters
@@ -38,7 +39,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     data = parser.add_argument_group("data")
     data.add_argument("--data", choices=DATASETS, default="cifar10")
-    data.add_argument("--root", default="data", help="folder of torchvision's data sets (data)")
+    data.add_argument(
+        "--root",
+        default="data",
+        help="folder of torchvision's data sets (data), or with --data folder the folder that "
+        "holds train and test (or val), with a folder of images for each class",
+    )
     data.add_argument("--download", action="store_true", help="fetch the data if it is missing")
     data.add_argument("--augment", action="store_true", help="mirror and shift (the paper's +)")
     data.add_argument(
@@ -47,7 +53,26 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="FRACTION",
         help="evaluate on this share of the training images, not on the test set",
     )
-    data.add_argument("--workers", type=int, default=2, help="processes that prepare images")
+    data.add_argument(
+        "--image-size",
+        type=int,
+        metavar="PIXELS",
+        help="scale the shorter side of a folder's images to this and cut out the middle",
+    )
+    data.add_argument("--skip-corrupt", action="store_true", help="leave out damaged image files")
+    data.add_argument(
+        "--in-memory",
+        action=argparse.BooleanOptionalAction,
+        help="hold all images in memory (default: if they take less than 1 GiB)",
+    )
+    data.add_argument(
+        "--on-device", action="store_true", help="hold them on the device that trains"
+    )
+    data.add_argument(
+        "--workers",
+        type=int,
+        help="processes that prepare images (default 2, or 0 for images held in memory)",
+    )
     network = parser.add_argument_group("network")
     network.add_argument("--depth", type=int, default=100, help="L (default 100)")
     network.add_argument("--growth-rate", type=int, default=12, help="k (default 12)")
@@ -98,7 +123,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     check_choice("efficient", options.efficient, BLOCK_TYPES)
-    check_count("--workers", options.workers, minimum=0)
+    if options.workers is not None:
+        check_count("--workers", options.workers, minimum=0)
     recipe = Recipe(
         epochs=options.epochs,
         batch_size=options.batch_size,
@@ -108,7 +134,10 @@ def _run(options: argparse.Namespace) -> None:
         seed=options.seed,
         amp=options.amp,
     )
-    data = load_data(options.data, options.root, download=options.download, augment=options.augment)
+    data = _load(options)
+    workers = options.workers
+    if workers is None:
+        workers = 2 if held_images(data.train) is None else 0
     train_set, eval_set = data.train, data.test
     if options.validation is not None:
         try:
@@ -143,7 +172,7 @@ def _run(options: argparse.Namespace) -> None:
         device=options.device,
         run_dir=options.run_dir,
         resume=options.resume,
-        num_workers=options.workers,
+        num_workers=workers,
         label=options.data,
     )
     if len(history):
@@ -155,6 +184,18 @@ def _run(options: argparse.Namespace) -> None:
         )
     if history.interrupted:
         raise SystemExit(INTERRUPTED)
+
+
+def _load(options: argparse.Namespace) -> Data:
+    chosen: dict[str, Any] = {"download": options.download, "augment": options.augment}
+    given = {
+        "image_size": options.image_size,
+        "skip_corrupt": options.skip_corrupt or None,
+        "in_memory": options.in_memory,
+        "device": options.device if options.on_device else None,
+    }
+    chosen |= {name: value for name, value in given.items() if value is not None}
+    return load_data(options.data, options.root, **chosen)
 
 
 if __name__ == "__main__":
