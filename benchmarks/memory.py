@@ -232,17 +232,20 @@ def draw(results: list[dict]) -> bytes:
                 own, ratio = name.startswith("ours"), row["ratio"][quantity]
                 look = {"hatch": "//"} if own else {}
                 axis.barh(place, ratio, 0.75, color=PALETTE[own], edgecolor="white", **look)
-                end = max(ratio, row["ratio"]["peak"]) if axis is left else ratio
-                axis.annotate(f"  {ratio:.2f}", (end, place), va="center", fontsize=8)
+                end, text = ratio, f"  {ratio:.2f}"
+                if axis is left:
+                    end = max(ratio, row["ratio"]["peak"])
+                    text += f" / {row['ratio']['peak']:.2f}"
+                axis.annotate(text, (end, place), va="center", fontsize=8)
             axis.set_yticks(range(len(found)), found if axis is left else [], fontsize=8)
             axis.invert_yaxis()
             axis.axvline(1, color="black", linewidth=1)
             axis.grid(False, axis="y")
-            axis.margins(x=0.15)
+            axis.margins(x=0.3 if axis is left else 0.15)
         peaks = [row["ratio"]["peak"] for row in found.values()]
         left.plot(peaks, range(len(peaks)), "D", color="black", fillstyle="none", markersize=5)
         left.set_title(title(result), fontsize=10)
-        left.set_xlabel(f"bytes stored (bar) and peak (◇); {PEER}: 1", fontsize=9)
+        left.set_xlabel(f"bytes stored (bar) / at the peak (◇); {PEER}: 1", fontsize=9)
         right.set_xlabel(f"time of a step; {PEER}: 1", fontsize=9)
     return to_png(figure)
 
