@@ -8,6 +8,7 @@ import shlex
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -37,6 +38,22 @@ def about(packages: list[str], devices: list[str]) -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if "cuda" in devices else None,
         "python": platform.python_version(),
         "versions": {"torch": torch.__version__} | {name: version(name) for name in packages},
+    }
+
+
+def origin(run: dict[str, Any]) -> str:
+    """Return in a sentence what ``about`` found."""
+    machine = f"{run['processor']}, {run['threads']} of {run['cores']} cores"
+    machine += f", {run['gpu']}" if run["gpu"] else ""
+    versions = ", ".join(f"{name} {number}" for name, number in run["versions"].items())
+    return f"`{run['command']}`, {run['date']}: {machine}; Python {run['python']}, {versions}."
+
+
+def within_rounds(seconds: dict[str, list[float]], peer: str) -> dict[str, float]:
+    """Return the medians of the ratios to a peer: in a round all saw the same moment."""
+    return {
+        name: median(a / b for a, b in zip(values, seconds[peer], strict=True))
+        for name, values in seconds.items()
     }
 
 

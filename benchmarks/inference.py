@@ -22,7 +22,7 @@ from statistics import median
 
 import timm
 import torch
-from common import RESULTS, about, save
+from common import RESULTS, about, origin, save, within_rounds
 from torch import Tensor, nn
 from torchvision.models import DenseNet as TorchvisionDenseNet
 from tqdm import tqdm
@@ -203,18 +203,13 @@ def measure(options: argparse.Namespace, device: str) -> list[dict]:
             runs, left_out = prepare(every, images)
             seconds = seconds_side_by_side(runs, options.rounds)
             best = min(THEIRS, key=lambda name: median(seconds[name]))
-            # In each round all saw the same moment of the machine: compare within rounds.
-            ratios = {
-                name: median(a / b for a, b in zip(values, seconds[best], strict=True))
-                for name, values in seconds.items()
-            }
             results.append(
                 {
                     "device": device,
                     "batch": batch,
                     "unit": best,
                     "milliseconds": {n: 1000 * median(v) for n, v in seconds.items()},
-                    "ratio": ratios,
+                    "ratio": within_rounds(seconds, best),
                     "left out": left_out,
                 }
             )
@@ -256,13 +251,10 @@ def page(run: dict, results: list[dict]) -> str:
         + "; ".join(f"{name} {ratio:.2f}" for name, ratio in r["ratio"].items())
         for r in results
     ]
-    machine = f"{run['processor']}, {run['threads']} of {run['cores']} cores"
-    machine += f", {run['gpu']}" if run["gpu"] else ""
-    versions = ", ".join(f"{name} {number}" for name, number in run["versions"].items())
     lines = [
         "# Inference of DenseNet-121",
         "",
-        f"`{run['command']}`, {run['date']}: {machine}; Python {run['python']}, {versions}.",
+        origin(run),
         "",
         f"Images of {run['size']} pixels, float32. Ratios are to torchvision in its faster memory",
         f"format, medians of {run['rounds']} rounds in which each ran once, in turn.",

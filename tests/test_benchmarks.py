@@ -32,29 +32,74 @@ def run(module: ModuleType, monkeypatch, *arguments: str) -> None:
 
 @pytest.mark.slow
 def test_memory(monkeypatch, tmp_path, capsys):
+    """Every way is measured, beside torchvision's network compiled within several budgets."""
     memory = load("memory")
-    cases = {"small": (4, (3, 2), 8, 32, (2, 2)), "large": (4, (3, 2), 8, 64, (2, 2))}
-    monkeypatch.setattr(memory, "CASES", cases)
+    monkeypatch.setattr(memory, "COMPILER", "aot_eager_decomp_partition")  # makes no C++
+    cases = {"small": memory.NETWORKS["small"], "large": (4, (3, 2), 8, 64, (2, 2))}
+    monkeypatch.setattr(memory, "NETWORKS", cases)
     arguments = ("--rounds", "1", "--device", "cpu", "--out", str(tmp_path))
-    run(memory, monkeypatch, "--cases", "small", "large", *arguments)
-    assert "ours, shared-recompute" in capsys.readouterr().out
-    results = json.loads((tmp_path / "memory.json").read_text())["results"]
-    assert [result["case"] for result in results] == ["small", "large"]
-    for result in results:
-        found = result["results"]
-        assert found["torchvision"]["stored in dense blocks"] == pytest.approx(
-            found["ours, False"]["stored in dense blocks"]
-        ), "the same network stores the same"
-        assert found["ours, shared-recompute"]["stored"] < found["ours, checkpoint"]["stored"]
+    run(memory, monkeypatch, "--network", "small", "large", *arguments)
+    printed, page = capsys.readouterr().out, (tmp_path / "memory.md").read_text()
+    found = json.loads((tmp_path / "memory.json").read_text())
+    assert found["command"].startswith("python benchmarks/") and "torchvision" in found["versions"]
+    assert [result["network"] for result in found["results"]] == ["small", "large"]
+    theirs = ["torchvision", "torchvision, memory_efficient"]
+    compiled = [f"torchvision, compiled{limit}" for limit in ("", ", budget 0.5", ", budget 0.1")]
+    for result in found["results"]:
+        rows = result["found"]
+        assert list(rows) == theirs + compiled + [f"ours, {way}" for way in memory.WAYS]
+        assert not result["left out"]
+        assert set(rows["torchvision"]["ratio"].values()) == {1}
+        assert rows["torchvision"]["stored"] == rows["ours, False"]["stored"], "the same network"
+        free, half, tenth = (rows[name]["stored"] for name in compiled)
+        assert free > half > tenth, "each is compiled within its own budget"
+        assert rows["ours, shared-recompute"]["stored"] < rows["ours, checkpoint"]["stored"]
+        for name, row in rows.items():
+            assert (row["compile seconds"] is not None) == (name in compiled)
+            assert f"| {name} " in printed and f"| {name} " in page
+            assert f"{name} {row['ratio']['stored']:.2f}, {row['ratio']['peak']:.2f} and" in page
+    assert "](memory.png)" in page
     assert (tmp_path / "memory.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_memory_says_what_did_not_run(monkeypatch, tmp_path, capsys):
+    """Without a compiler all others are measured; --small does not ask for one."""
+    memory = load("memory")
+    monkeypatch.setattr(memory, "COMPILER", "none such")
+    arguments = ("--device", "cpu", "--out", str(tmp_path))
+    run(memory, monkeypatch, "--network", "small", "--rounds", "1", *arguments)
+    assert "none such" in capsys.readouterr().out
+    [missing] = json.loads((tmp_path / "memory.json").read_text())["results"]
+    run(memory, monkeypatch, "--small", *arguments)
+    [small] = json.loads((tmp_path / "memory.json").read_text())["results"]
+    assert len(missing["left out"]) == 3 and not small["left out"]
+    assert missing["found"].keys() == small["found"].keys()
+
+
+@pytest.mark.parametrize("wrong", ["outputs", "gradients"])
+def test_memory_stops_where_a_way_computes_something_else(wrong):
+    memory = load("memory")
+    networks = memory.networks_of("small", compile_too=False)
+    images, labels = torch.randn(2, 3, 32, 32), torch.tensor([0, 1])
+    steps, seconds, left_out = memory.prepare(networks, images, labels)
+    assert steps.keys() == networks.keys() and not seconds and not left_out
+    weight = networks["ours, shared"].classifier.weight
+    if wrong == "outputs":
+        weight.data *= 1.01
+    else:
+        weight.register_hook(lambda gradient: 1.1 * gradient)
+    with pytest.raises(AssertionError, match=f"ours, shared: {wrong} differ"):
+        memory.prepare(networks, images, labels)
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--cases", "densenet"), "--cases[0] must be one of"),
+        (("--network", "densenet"), "--network[0] must be one of"),
         (("--rounds", "0"), "--rounds must be"),
-        (("--batch", "1"), "--batch must be"),
+        (("--batches", "2", "1"), "--batches[1] must be"),
+        (("--threads", "0"), "--threads must be"),
+        (("--device", "tpu"), "device must be"),
     ],
 )
 def test_memory_refuses(arguments, says, monkeypatch, capsys):
