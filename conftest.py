@@ -37,7 +37,7 @@ SECONDS = {
     "tests/test_as_built.py": 45,
     "tests/test_kernels.py": 35,
     "tests/test_export.py": 35,
-    "tests/test_benchmarks.py": 30,
+    "tests/test_benchmarks.py": 45,
     "tests/test_project.py": 20,
     "tests/test_model.py": 15,
     "tests/test_address.py": 15,

@@ -188,7 +188,8 @@ def needed_by(extra: str) -> set[str]:
 def test_the_light_extra_and_the_package_bring_what_notebooks_import():
     base = {Requirement(text).name for text in PROJECT["project"]["dependencies"]}
     brought = base | needed_by("notebooks")
-    transitive = {"packaging", "IPython"}  # matplotlib and ipywidgets ask for these
+    # Matplotlib, ipywidgets and torchvision ask for these; PyTorch for Triton, where there is one.
+    transitive = {"packaging", "IPython", "PIL", "triton"}
     sources = [
         cell.source
         for path in NOTEBOOKS
