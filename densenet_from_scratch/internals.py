@@ -40,6 +40,27 @@ def own_tensors_and_parts(module: nn.Module) -> tuple[Mapping[str, Any], ...]:
     return tuple({name: one for name, one in group.items() if one is not None} for group in groups)
 
 
+def hooks_of(part: nn.Module | Tensor) -> list[Any]:
+    """Return the hooks that wait on a module or a tensor."""
+    return [hook for name in HOOKS for hook in (getattr(part, name, None) or {}).values()]
+
+
+def times_written(tensor: Tensor) -> int:
+    """Return how often something was written to a tensor, also where it was put back."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def saved_tensors_hooks_now() -> Any:
+    """Return the innermost hooks that what is stored for backward passes goes through, or None."""
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return top(True) if top else None
+
+
+def drop_saved_tensors_hooks() -> None:
+    """Leave the innermost ``torch.autograd.graph.saved_tensors_hooks``, which somebody entered."""
+    torch._C._autograd._pop_saved_tensors_default_hooks()
+
+
 def is_watched(module: nn.Module) -> bool:
     """Return whether a hook waits on a module, or its call has been compiled."""
     own = vars(module)

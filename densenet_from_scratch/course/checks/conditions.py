@@ -21,6 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from densenet_from_scratch.course.checks.compare import allclose
+from densenet_from_scratch.internals import (
+    drop_saved_tensors_hooks,
+    hooks_of,
+    saved_tensors_hooks_now,
+    times_written,
+)
 
 PACKAGE = f"{Path(__file__).parents[2]}{os.sep}"
 _LIBRARIES = tuple({sysconfig.get_path(n) for n in ("stdlib", "platstdlib", "purelib", "platlib")})
@@ -95,12 +101,9 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 def _tensors_of(module: nn.Module, statistics: bool) -> dict[str, tuple[Tensor, int]]:
     tensors = dict(module.named_buffers() if statistics else module.named_parameters())
-    return {name: (tensor.detach().clone(), _version(tensor)) for name, tensor in tensors.items()}
-
-
-def _version(tensor: Tensor) -> int:
-    """Return a count of what was written to a tensor, also where it was put back."""
-    return 0 if tensor.is_inference() else tensor._version
+    return {
+        name: (tensor.detach().clone(), times_written(tensor)) for name, tensor in tensors.items()
+    }
 
 
 def _module_facts(module: nn.Module) -> dict[str, Any]:
@@ -109,7 +112,7 @@ def _module_facts(module: nn.Module) -> dict[str, Any]:
         MODE: {name: part.training for name, part in module.named_modules(remove_duplicate=False)},
         WEIGHTS: _tensors_of(module, statistics=False),
         STATISTICS: _tensors_of(module, statistics=True),
-        HOOKS: {name: list(part._forward_hooks) for name, part in module.named_modules()},
+        HOOKS: {name: hooks_of(part) for name, part in module.named_modules()},
         REQUIRES_GRAD: {name: p.requires_grad for name, p in parameters.items()},
         GRADIENTS: {
             name: None if p.grad is None else p.grad.detach().clone()
@@ -137,7 +140,7 @@ class _Given:
         self.parts = [_Given(v, inside) for v in value] if isinstance(value, list | tuple) else []
         if isinstance(value, Tensor):
             self.tensor, self.requires_grad = value.detach().clone(), value.requires_grad
-            self.version = _version(value)
+            self.version = times_written(value)
         elif isinstance(value, nn.Module):
             self.facts = _module_facts(value)
             # A pass in training mode counts its batch: only at rest must statistics stay.
@@ -147,7 +150,7 @@ class _Given:
         """Return what of it has changed, or nothing."""
         value = self.value
         if isinstance(value, Tensor):
-            written = _version(value) != self.version or not _same(value.detach(), self.tensor)
+            written = times_written(value) != self.version or not _same(value.detach(), self.tensor)
             if value.requires_grad != self.requires_grad or (written and TENSOR not in may_change):
                 return f"{TENSOR} {self.name}".rstrip()
         if isinstance(value, nn.Module):
@@ -191,7 +194,7 @@ def _settings() -> dict[str, Any]:
         "default device": torch.get_default_device(),
         "number of threads": torch.get_num_threads(),
         "recording of gradients": torch.is_grad_enabled(),
-        "hooks of saved tensors": _saved_tensors_hooks(),
+        "hooks of saved tensors": saved_tensors_hooks_now(),
         "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
         "detection of anomalies": torch.is_anomaly_enabled(),
         "precision of products": torch.get_float32_matmul_precision(),
@@ -201,11 +204,6 @@ def _settings() -> dict[str, Any]:
     }
 
 
-def _saved_tensors_hooks() -> Any:
-    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
-    return top(True) if top else None
-
-
 def _restore(settings: dict[str, Any]) -> None:
     torch.set_default_dtype(settings["default dtype"])
     if torch.get_default_device() != settings["default device"]:
@@ -213,8 +211,8 @@ def _restore(settings: dict[str, Any]) -> None:
     if torch.get_num_threads() != settings["number of threads"]:
         torch.set_num_threads(settings["number of threads"])
     torch.set_grad_enabled(settings["recording of gradients"])
-    while _saved_tensors_hooks() not in (None, settings["hooks of saved tensors"]):
-        torch._C._autograd._pop_saved_tensors_default_hooks()
+    while saved_tensors_hooks_now() not in (None, settings["hooks of saved tensors"]):
+        drop_saved_tensors_hooks()
     torch.use_deterministic_algorithms(settings["deterministic algorithms"])
     torch.autograd.set_detect_anomaly(settings["detection of anomalies"])
     torch.set_float32_matmul_precision(settings["precision of products"])

@@ -23,6 +23,7 @@ from densenet_from_scratch.course.checks.conditions import (
     one_question,
     run_answer,
 )
+from densenet_from_scratch.internals import hooks_of
 
 Part = TypeVar("Part")
 
@@ -184,15 +185,10 @@ def build_answer(
     return module
 
 
-def _hooks(part: Any) -> bool:
-    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(part, name, None) for name in names)
-
-
 def _require_fresh(module: nn.Module, name: str) -> None:
     """Require that a new module is ready to train, its normalisations as PyTorch makes them."""
     require(
-        not any(_hooks(part) for part in [*module.modules(), *module.parameters()]),
+        not any([*map(hooks_of, module.modules()), *map(hooks_of, module.parameters())]),
         f"{name} registers a hook, which changes what happens outside forward.\nCompute in "
         "forward what is asked for.",
     )
