@@ -69,7 +69,8 @@ def page(browser):
     page.set_default_timeout(PATIENCE)
     # Now and then JupyterLab asks something, such as which kernel to take: what it proposes.
     dialog = page.locator(".jp-Dialog .jp-mod-accept")
-    page.add_locator_handler(dialog, lambda: dialog.last.click())
+    # Where one is answered and the next one stands there at once, that is answered, too.
+    page.add_locator_handler(dialog, lambda: dialog.last.click(), no_wait_after=True)
     yield page
     context.close()
 
