@@ -17,7 +17,6 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
@@ -29,6 +28,7 @@ sys.path.insert(0, str(ROOT))
 from densenet_from_scratch import densenet_cifar  # noqa: E402
 from densenet_from_scratch.arguments import check_device  # noqa: E402
 from densenet_from_scratch.measure import seconds_side_by_side  # noqa: E402
+from densenet_from_scratch.train.checkpoints import write_whole  # noqa: E402
 
 KEPT = 4000  # letters of what a step has printed
 
@@ -43,9 +43,8 @@ class Record:
     def add(self, name: str, **found: object) -> None:
         """Write what one more step has found."""
         self.steps.append({"step": name} | found)
-        part = self.path.with_suffix(".part")
-        part.write_text(json.dumps(self.steps, indent=2) + "\n")
-        part.replace(self.path)
+        text = json.dumps(self.steps, indent=2) + "\n"
+        write_whole(self.path, lambda part: part.write_text(text))
         print(f"== {name}: {json.dumps(found)[:300]}", flush=True)
 
 
@@ -189,12 +188,10 @@ def main() -> None:
     )
     run(record, "tests", left(0.35), "-m", "pytest", *alone, f"tests/{tests}")
 
-    steps: list[Callable[[], None]] = [lambda: floor(record, device, options.small)]
-    for step in steps:
-        try:
-            step()
-        except Exception as error:  # what comes after is worth having all the same
-            record.add("floor", error=f"{type(error).__name__}: {error}"[:500])
+    try:
+        floor(record, device, options.small)
+    except Exception as error:  # what comes after is worth having all the same
+        record.add("floor", error=f"{type(error).__name__}: {error}"[:500])
 
     to = ("--device", device, "--out", str(options.out.resolve()), *small)
     run(record, "memory", left(0.5), "benchmarks/memory.py", *to)

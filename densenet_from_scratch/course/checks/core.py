@@ -94,13 +94,13 @@ def require_own(answer: Any, kind: type, may_use: Sequence[type] = ()) -> str:
     """Require a class or function that the reader wrote; return its name."""
     allow(*may_use)
     if kind is FunctionType:
-        family: Iterable[Any] = _unwrapped(answer)
-        inner = _unwrapped(answer)[-1]
+        layers = _unwrapped(answer)
+        inner = layers[-1]
         require(
             type(inner) is FunctionType or type(vars(type(inner)).get("__call__")) is FunctionType,
             f"expected a function, got {type(answer).__name__}.",
         )
-        family = [*family, type(inner)]
+        family: Iterable[Any] = [*layers, type(inner)]
     else:
         require(
             isinstance(answer, type) and issubclass(answer, nn.Module),
